@@ -1,0 +1,121 @@
+"""The one interface of every runtime: load a bundle's two graphs, run them on named arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ssm_export.bundle import Bundle, StateSpec
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class RunnerInfo:
+    """What a runner is, for reports: its name, versions, device, and the lowering it runs."""
+
+    name: str
+    versions: dict[str, str]
+    device: str
+    lowering: str
+
+
+class Runner(Protocol):
+    """A loaded bundle that can be run.
+
+    ``run`` takes and gives every tensor by its graph name. A float tensor that numpy has no type
+    for (bfloat16) travels as float32 that holds bfloat16 values; the runner converts.
+    """
+
+    info: RunnerInfo
+
+    def run(self, form: str, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        """Run the ``step`` or ``prefill`` graph once.
+
+        Args:
+            form: ``step`` or ``prefill``.
+            feeds: ``input_ids (B,T)`` int64, ``sequence_lengths (B,)`` int32 when the bundle is
+                ragged, and every past state.
+
+        Returns:
+            ``logits`` (B,1,V) or (B,T,V), and every present state.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the runtime's memory."""
+        ...
+
+
+class Recurrent:
+    """A runner with its states threaded through: what verify, bench and generate use.
+
+    Args:
+        bundle: the open bundle.
+        runner: a runner that loaded it.
+    """
+
+    def __init__(self, bundle: Bundle, runner: Runner) -> None:
+        self.bundle = bundle
+        self.runner = runner
+        self.states: tuple[StateSpec, ...] = bundle.manifest.states
+
+    def initial_state(self, batch: int) -> Arrays:
+        """The state before the first token: ``past_*`` arrays for ``batch`` rows."""
+        return {
+            state.name_in: np.full(
+                tuple(size if isinstance(size, int) else batch for size in state.shape),
+                state.initial_value,
+                dtype=np.float16 if state.dtype == "float16" else np.float32,
+            )
+            for state in self.states
+        }
+
+    def run(
+        self,
+        form: str,
+        input_ids: np.ndarray,
+        state: Mapping[str, np.ndarray],
+        lengths: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, Arrays]:
+        """Run one graph.
+
+        Args:
+            form: ``step`` (T=1) or ``prefill``.
+            input_ids: (B,T) integers.
+            state: the ``past_*`` arrays.
+            lengths: (B,) valid tokens of each row; only for ragged bundles, all T when left out.
+
+        Returns:
+            logits as float32 or float16, and the new state under its ``past_*`` names.
+        """
+        feeds: Arrays = {"input_ids": np.ascontiguousarray(input_ids, dtype=np.int64), **state}
+        if self.bundle.manifest.ragged:
+            rows, tokens = input_ids.shape
+            full = np.full(rows, tokens) if lengths is None else lengths
+            feeds["sequence_lengths"] = np.asarray(full, dtype=np.int32)
+        outputs = self.runner.run(form, feeds)
+        new_state = {spec.name_in: outputs[spec.name_out] for spec in self.states}
+        return outputs["logits"], new_state
+
+    def prefill(
+        self,
+        input_ids: np.ndarray,
+        state: Mapping[str, np.ndarray] | None = None,
+        lengths: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, Arrays]:
+        """Run the prefill graph; from the initial state when none is given."""
+        start = self.initial_state(input_ids.shape[0]) if state is None else state
+        return self.run("prefill", input_ids, start, lengths)
+
+    def step(
+        self,
+        input_ids: np.ndarray,
+        state: Mapping[str, np.ndarray],
+        lengths: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, Arrays]:
+        """Run the step graph on one token per row: ``input_ids`` (B,1)."""
+        return self.run("step", input_ids, state, lengths)

@@ -1,0 +1,215 @@
+"""SelectiveScan: the recurrence of Mamba-1 (S6), one decay per channel and state."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from ssm_export.ops import _body as b
+from ssm_export.ops import _inputs
+from ssm_export.ops.spec import AttributeValue, Call, Inputs, OpSpec, Outputs, Port, Tolerance
+
+POSITIONS: Final = 8
+"""Tokens of one group, which a chunk walks through one by one."""
+GROUPS: Final = 4
+"""Groups of one chunk, which go side by side; a chunk is POSITIONS·GROUPS tokens."""
+
+DOC = """
+Selective scan of Mamba-1.
+
+    delta = softplus(dt + dt_bias)                          (B, T, D)
+    h_t   = exp(delta_t A) * h_{t-1} + (delta_t u_t) B_t    (B, D, N)
+    y_t   = (h_t . C_t + D u_t) * silu(z_t)                 (B, T, D)
+
+A < 0. dt_softplus = 0 leaves dt as it is. Arithmetic is fp32 whatever T and S are. With
+sequence_lengths (B,), positions at or beyond a row's length leave its state as it is and give
+zeros. Source: Gu and Dao 2023, algorithm 2; state-spaces/mamba selective_scan_interface.py.
+"""
+
+
+def reference(inputs: Inputs, attributes: Mapping[str, AttributeValue]) -> Outputs:
+    """The recurrence in float64, token by token."""
+    values = _inputs.as_float64(inputs)
+    u, A, B, C = (values[name] for name in ("u", "A", "B", "C"))
+    batch, time, channels = u.shape
+    delta = _inputs.time_step(values["dt"], values.get("dt_bias"), attributes)
+    skip, gate = values.get("D", np.zeros(channels)), values.get("z")
+    lengths = _inputs.row_lengths(inputs, batch, time)
+    y = np.zeros_like(u)
+    present = values["past"].copy()
+    for row in range(batch):
+        for t in range(lengths[row]):
+            decay = np.exp(delta[row, t, :, None] * A)
+            inflow = np.outer(delta[row, t] * u[row, t], B[row, t])
+            present[row] = decay * present[row] + inflow
+            y[row, t] = present[row] @ C[row, t] + skip * u[row, t]
+            if gate is not None:
+                y[row, t] *= _inputs.silu(gate[row, t])
+    return {"y": y, "present": present}
+
+
+def make_inputs(
+    rng: np.random.Generator,
+    sizes: Mapping[str, int],
+    omit: Collection[str] = (),
+    ragged: bool = False,
+) -> Inputs:
+    """Valid inputs in float64 for ``dt_softplus = 1``; ``sizes`` has B, T, D and N."""
+    batch, time, channels, states = (sizes[letter] for letter in "BTDN")
+    normal = rng.standard_normal
+    inputs: Inputs = {
+        "u": normal((batch, time, channels)),
+        "dt": _inputs.raw_time_step(rng, (batch, time, channels)),
+        "A": -np.exp(rng.uniform(np.log(0.5), np.log(16.0), (channels, states))),
+        "B": normal((batch, time, states)),
+        "C": normal((batch, time, states)),
+        "D": normal(channels),
+        "z": normal((batch, time, channels)),
+        "dt_bias": 0.1 * normal(channels),
+        "past": normal((batch, channels, states)),
+    }
+    if ragged:
+        inputs["sequence_lengths"] = _inputs.make_lengths(rng, batch, time)
+    return {name: value for name, value in inputs.items() if name not in omit}
+
+
+def _prepare(op: Any, call: Call, u: Any, dt: Any, B: Any, dt_bias: Any, lengths: Any) -> Any:
+    """u, delta and B in fp32, delta·u, and the mask (B,T,1) or None; padding adds nothing."""
+    type_ = call.type("T")
+    u, dt, B = (b.to_fp32(op, value, type_) for value in (u, dt, B))
+    delta = b.time_step(op, dt, dt_bias, call.attributes)
+    valid, inflow_u = None, u
+    if lengths is not None:
+        valid = op.Unsqueeze(b.valid_positions(op, lengths, b.length_of(op, u)), [2])
+        delta, inflow_u, B = (b.keep(op, valid, value) for value in (delta, u, B))
+    return u, delta, b.label(op.Mul(delta, inflow_u), "inflow"), B, valid
+
+
+def _finish(op: Any, call: Call, y: Any, u: Any, D: Any, z: Any, valid: Any) -> Any:
+    """The skip, the gate, the mask and the cast of y (B,T,D)."""
+    if D is not None:
+        y = op.Add(y, op.Mul(u, D))
+    if z is not None:
+        y = op.Mul(y, b.silu(op, b.to_fp32(op, z, call.type("T"))))
+    if valid is not None:
+        y = b.keep(op, valid, y)
+    return b.from_fp32(op, y, call.type("T"))
+
+
+def step(
+    op: Any, call: Call, u: Any, dt: Any, A: Any, B: Any, C: Any, D: Any, z: Any, dt_bias: Any,
+    past: Any, lengths: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """One token, with the state as (B,N,D) so that broadcasting runs along the channels."""
+    u, delta, inflow, B, valid = _prepare(op, call, u, dt, B, dt_bias, lengths)
+    C = b.to_fp32(op, C, call.type("T"))
+    state = op.Transpose(b.to_fp32(op, past, call.type("S")), perm=[0, 2, 1])
+    decay = op.Exp(op.Mul(delta, op.Transpose(A, perm=[1, 0])))
+    state = op.Add(op.Mul(decay, state), op.MatMul(op.Transpose(B, perm=[0, 2, 1]), inflow))
+    y = _finish(op, call, op.MatMul(C, state), u, D, z, valid)
+    return y, b.from_fp32(op, op.Transpose(state, perm=[0, 2, 1]), call.type("S"))
+
+
+def chunked(
+    op: Any, call: Call, u: Any, dt: Any, A: Any, B: Any, C: Any, D: Any, z: Any, dt_bias: Any,
+    past: Any, lengths: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Any number of tokens: a Scan over chunks of GROUPS groups of POSITIONS tokens.
+
+    Inside a chunk the groups go side by side from a zero state; the states between the groups
+    follow from their last states and decays; what a group inherits is added to its outputs.
+    """
+    length = b.length_of(op, u)
+    u, delta, inflow, B, valid = _prepare(op, call, u, dt, B, dt_bias, lengths)
+    C = b.to_fp32(op, C, call.type("T"))
+    chunks, padded, padding = b.chunk_counts(op, length, POSITIONS * GROUPS)
+    pads = op.Concat([0, 0, 0, 0], padding, [0], axis=0)
+
+    def arrange(x: Any, width: int, name: str, axis: int) -> Any:
+        """(B,T,W) → (chunks, POSITIONS, B, GROUPS, 1, W), or (…, W, 1) for axis 5."""
+        shape = op.Concat([0], chunks, [GROUPS, POSITIONS, width], axis=0)
+        x = op.Transpose(op.Reshape(op.Pad(x, pads), shape), perm=[1, 3, 0, 2, 4])
+        return b.label(op.Unsqueeze(x, [axis]), name)
+
+    channels, states = call.sizes["D"], call.sizes["N"]
+    A_rows = b.label(op.Transpose(A, perm=[1, 0]), "A_rows")
+    start = op.Transpose(b.to_fp32(op, past, call.type("S")), perm=[0, 2, 1])
+
+    def over_chunk(op: Any, state: Any, delta: Any, inflow: Any, B: Any, C: Any) -> Any:
+        return _chunk(op, A_rows, state, delta, inflow, B, C)
+
+    sequences = [
+        arrange(delta, channels, "delta_chunks", 4),
+        arrange(inflow, channels, "inflow_chunks", 4),
+        arrange(B, states, "B_chunks", 5),
+        arrange(C, states, "C_chunks", 4),
+    ]
+    names = ["state", "delta", "inflow", "B", "C", "y"]
+    state, y = b.scan(op, over_chunk, [start], sequences, names, 1)
+    y = op.Transpose(op.Squeeze(y, [4]), perm=[2, 0, 3, 1, 4])
+    y = op.Reshape(y, op.Concat([0], padded, [channels], axis=0))
+    y = _finish(op, call, op.Slice(y, [0], length, [1]), u, D, z, valid)
+    return y, b.from_fp32(op, op.Transpose(state, perm=[0, 2, 1]), call.type("S"))
+
+
+def _chunk(op: Any, A: Any, state: Any, delta: Any, inflow: Any, B: Any, C: Any) -> Any:
+    """One chunk: state (B,N,D) and (POSITIONS,B,GROUPS,1,D) → state, y of the same shape."""
+    delta, inflow, B, C = (
+        op.Split(value, axis=0, num_outputs=POSITIONS, _outputs=POSITIONS)
+        for value in (delta, inflow, B, C)
+    )
+    local, decay = None, None
+    locals_, decays = [], []
+    for r in range(POSITIONS):
+        a = op.Exp(op.Mul(delta[r], A))
+        added = op.Mul(B[r], inflow[r])
+        local = added if local is None else op.Add(op.Mul(a, local), added)
+        decay = a if decay is None else op.Mul(decay, a)
+        locals_.append(local)
+        decays.append(decay)
+    group_decays = op.Split(decay, axis=2, num_outputs=GROUPS, _outputs=GROUPS)
+    group_locals = op.Split(local, axis=2, num_outputs=GROUPS, _outputs=GROUPS)
+    carried = op.Unsqueeze(state, [0, 2])
+    inherited = []
+    for g in range(GROUPS):
+        inherited.append(carried)
+        carried = op.Add(op.Mul(group_decays[g], carried), group_locals[g])
+    before = op.Concat(*inherited, axis=2)
+    outputs = [
+        op.MatMul(C[r], op.Add(locals_[r], op.Mul(decays[r], before))) for r in range(POSITIONS)
+    ]
+    return op.Squeeze(carried, [0, 2]), op.Concat(*outputs, axis=0)
+
+
+SPEC = OpSpec(
+    name="SelectiveScan",
+    doc=DOC,
+    inputs=(
+        Port("u", "BTD", doc="Inputs of the recurrence."),
+        Port("dt", "BTD", doc="Time steps before bias and softplus."),
+        Port("A", "DN", "float32", doc="Negative decay rates."),
+        Port("B", "BTN", doc="Input weights."),
+        Port("C", "BTN", doc="Output weights."),
+        Port("D", "D", "float32", optional=True, doc="Skip weights."),
+        Port("z", "BTD", optional=True, doc="Gate, before its SiLU."),
+        Port("dt_bias", "D", "float32", optional=True, doc="Added to dt before the softplus."),
+        Port("past", "BDN", "S", doc="State before the first token."),
+        Port("sequence_lengths", "B", "int32", optional=True, doc="Valid tokens of each row."),
+    ),
+    outputs=(
+        Port("y", "BTD", doc="Outputs, gated where z is there."),
+        Port("present", "BDN", "S", doc="State after the last token."),
+    ),
+    attributes={"dt_softplus": 1},
+    reference=reference,
+    make_inputs=make_inputs,
+    bodies={"step": step, "chunked": chunked},
+    tolerances={
+        "fp32": Tolerance(6e-4, 2e-3, 1e-10),
+        "fp16": Tolerance(3e-3, 5e-3, 2e-7),
+        "bf16": Tolerance(3e-2, 5e-2, 1e-5),
+    },
+    sizes={"B": 2, "T": 16, "D": 24, "N": 8},
+)

@@ -1,0 +1,207 @@
+"""SsdScan: the recurrence of Mamba-2 (state-space duality), one decay per head."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from ssm_export.ops import _body as b
+from ssm_export.ops import _inputs
+from ssm_export.ops.spec import AttributeValue, Call, Inputs, OpSpec, Outputs, Port, Tolerance
+
+DOC = """
+State-space dual scan of Mamba-2; head h uses B and C of group h // (H / G).
+
+    delta = clamp(softplus(dt + dt_bias), dt_min, dt_max)       (B, T, H)
+    h_t   = exp(delta_t A) h_{t-1} + (delta_t x_t) outer B_t    (B, H, P, N)
+    y_t   = h_t C_t + D x_t                                     (B, T, H, P)
+
+A < 0. dt_softplus = 0 leaves dt as it is before the clamp. Arithmetic is fp32 whatever T and S
+are. With sequence_lengths (B,), positions at or beyond a row's length leave its state as it is and
+give zeros. chunk_size is the number of tokens that go through matrix products together; it does
+not change the result. Source: Dao and Gu 2024, section 6; state-spaces/mamba ssd_combined.py.
+"""
+
+
+def reference(inputs: Inputs, attributes: Mapping[str, AttributeValue]) -> Outputs:
+    """The recurrence in float64, token by token."""
+    values = _inputs.as_float64(inputs)
+    x, A = values["x"], values["A"]
+    batch, time, heads, _ = x.shape
+    repeats = heads // values["B"].shape[2]
+    B, C = (np.repeat(values[name], repeats, axis=2) for name in "BC")
+    delta = _inputs.time_step(values["dt"], values.get("dt_bias"), attributes)
+    skip = values.get("D", np.zeros(heads))
+    lengths = _inputs.row_lengths(inputs, batch, time)
+    y = np.zeros_like(x)
+    present = values["past"].copy()
+    for row in range(batch):
+        for t in range(lengths[row]):
+            inflow = delta[row, t, :, None] * x[row, t]
+            decay = np.exp(delta[row, t] * A)[:, None, None]
+            present[row] = decay * present[row] + inflow[:, :, None] * B[row, t][:, None, :]
+            y[row, t] = np.einsum("hpn,hn->hp", present[row], C[row, t])
+            y[row, t] += skip[:, None] * x[row, t]
+    return {"y": y, "present": present}
+
+
+def make_inputs(
+    rng: np.random.Generator,
+    sizes: Mapping[str, int],
+    omit: Collection[str] = (),
+    ragged: bool = False,
+) -> Inputs:
+    """Valid inputs in float64 for ``dt_softplus = 1``; ``sizes`` has B, T, H, P, G and N."""
+    batch, time, heads, width, groups, states = (sizes[letter] for letter in "BTHPGN")
+    normal = rng.standard_normal
+    inputs: Inputs = {
+        "x": normal((batch, time, heads, width)),
+        "dt": _inputs.raw_time_step(rng, (batch, time, heads)),
+        "A": -np.exp(rng.uniform(0.0, np.log(16.0), heads)),
+        "B": normal((batch, time, groups, states)) / np.sqrt(states),
+        "C": normal((batch, time, groups, states)),
+        "D": normal(heads),
+        "dt_bias": 0.1 * normal(heads),
+        "past": normal((batch, heads, width, states)) / np.sqrt(states),
+    }
+    if ragged:
+        inputs["sequence_lengths"] = _inputs.make_lengths(rng, batch, time)
+    return {name: value for name, value in inputs.items() if name not in omit}
+
+
+def step(
+    op: Any, call: Call, x: Any, dt: Any, A: Any, B: Any, C: Any, D: Any, dt_bias: Any,
+    past: Any, lengths: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """One token, with heads split into (G, H/G) so that B and C broadcast over their group."""
+    T, S = call.type("T"), call.type("S")
+    heads, width, groups, states = (call.sizes[letter] for letter in "HPGN")
+    each = heads // groups
+    x, dt, B, C = (b.to_fp32(op, value, T) for value in (x, dt, B, C))
+    delta = b.time_step(op, dt, dt_bias, call.attributes)
+    valid, inflow_x = None, x
+    if lengths is not None:
+        valid = b.has_token(op, lengths, [1, 2, 3])
+        inflow_x, B = b.keep(op, valid, x), b.keep(op, valid, B)
+        delta = b.keep(op, op.Squeeze(valid, [3]), delta)
+    decay = op.Reshape(op.Exp(op.Mul(delta, A)), [0, groups, each, 1, 1])
+    inflow = op.Mul(inflow_x, op.Unsqueeze(delta, [3]))
+    inflow = op.Reshape(inflow, [0, groups, each, width, 1])
+    B_row = op.Reshape(B, [0, groups, 1, 1, states])
+    state = op.Reshape(b.to_fp32(op, past, S), [0, groups, each, width, states])
+    state = op.Add(op.Mul(decay, state), op.Mul(inflow, B_row))
+    y = op.MatMul(
+        op.Reshape(state, [0, groups, each * width, states]), op.Reshape(C, [0, groups, states, 1])
+    )
+    y = op.Reshape(y, [0, 1, heads, width])
+    if D is not None:
+        y = op.Add(y, op.Mul(x, op.Unsqueeze(D, [1])))
+    if valid is not None:
+        y = b.keep(op, valid, y)
+    present = op.Reshape(state, [0, heads, width, states])
+    return b.from_fp32(op, y, T), b.from_fp32(op, present, S)
+
+
+def chunked(
+    op: Any, call: Call, x: Any, dt: Any, A: Any, B: Any, C: Any, D: Any, dt_bias: Any,
+    past: Any, lengths: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Any number of tokens: a Scan over chunks of ``chunk_size``, matrix products inside."""
+    T, S = call.type("T"), call.type("S")
+    heads, width, groups, states = (call.sizes[letter] for letter in "HPGN")
+    chunk = int(call.attributes["chunk_size"])
+    each = heads // groups
+    length = b.length_of(op, x)
+    x, dt, B, C = (b.to_fp32(op, value, T) for value in (x, dt, B, C))
+    delta = b.time_step(op, dt, dt_bias, call.attributes)
+    valid, inflow_x = None, x
+    if lengths is not None:
+        rows = op.Unsqueeze(b.valid_positions(op, lengths, length), [2])
+        valid = op.Unsqueeze(rows, [3])
+        delta = b.keep(op, rows, delta)
+        inflow_x, B = b.keep(op, valid, x), b.keep(op, valid, B)
+    inflow = b.label(op.Mul(inflow_x, op.Unsqueeze(delta, [3])), "inflow")
+    chunks, padded, padding = b.chunk_counts(op, length, chunk)
+
+    def arrange(value: Any, sizes: list[int], perm: list[int], name: str) -> Any:
+        """(B,T,…) → (chunks, B, …) with time padded by zeros to whole chunks."""
+        rank = 2 + (1 if value is log_decay else 2)
+        zeros = [0] * (rank - 2)
+        pads = op.Concat([0] * (rank + 1), padding, zeros, axis=0)
+        shape = op.Concat([0], chunks, [chunk, *sizes], axis=0)
+        return b.label(op.Transpose(op.Reshape(op.Pad(value, pads), shape), perm=perm), name)
+
+    log_decay = b.label(op.Mul(delta, A), "log_decay")
+    sequences = [
+        arrange(log_decay, [groups, each], [1, 0, 3, 4, 2], "log_decay_chunks"),
+        arrange(inflow, [groups, each, width], [1, 0, 3, 4, 2, 5], "inflow_chunks"),
+        arrange(B, [groups, states], [1, 0, 3, 2, 4], "B_chunks"),
+        arrange(C, [groups, states], [1, 0, 3, 2, 4], "C_chunks"),
+    ]
+    causal = b.label(op.Constant(value=b.tensor(np.tril(np.ones((chunk, chunk), bool)))), "causal")
+    start = op.Reshape(b.to_fp32(op, past, S), [0, groups, each * width, states])
+
+    def over_chunk(op: Any, state: Any, log_decay: Any, inflow: Any, B: Any, C: Any) -> Any:
+        """state (B,G,H/G·P,N), log_decay (B,G,H/G,Q), inflow (B,G,H/G,Q,P), B, C (B,G,Q,N)."""
+        total = b.label(op.CumSum(log_decay, 3), "cumulated")
+        rows, columns = op.Unsqueeze(total, [4]), op.Unsqueeze(total, [3])
+        weights = op.Exp(op.Min(op.Sub(rows, columns), 0.0))
+        weights = op.Where(causal, weights, 0.0)
+        scores = op.MatMul(C, op.Transpose(B, perm=[0, 1, 3, 2]))
+        y = op.MatMul(op.Mul(weights, op.Unsqueeze(scores, [2])), inflow)
+        carried = op.MatMul(C, op.Transpose(state, perm=[0, 1, 3, 2]))
+        carried = op.Reshape(carried, [0, groups, chunk, each, width])
+        carried = op.Mul(op.Transpose(carried, perm=[0, 1, 3, 2, 4]), op.Exp(rows))
+        last = op.Slice(total, [chunk - 1], [chunk], [3])
+        kept = op.Unsqueeze(op.Exp(op.Min(op.Sub(last, total), 0.0)), [4])
+        flow = op.Transpose(op.Mul(inflow, kept), perm=[0, 1, 2, 4, 3])
+        flow = op.MatMul(op.Reshape(flow, [0, groups, each * width, chunk]), B)
+        decay = op.Unsqueeze(op.Exp(last), [4])
+        state = op.Reshape(state, [0, groups, each, width, states])
+        state = op.Reshape(op.Mul(state, decay), [0, groups, each * width, states])
+        return op.Add(state, flow), op.Add(y, carried)
+
+    names = ["state", "log_decay", "inflow", "B", "C", "y"]
+    state, y = b.scan(op, over_chunk, [start], sequences, names, 1)
+    y = op.Transpose(y, perm=[1, 0, 4, 2, 3, 5])
+    y = op.Reshape(y, op.Concat([0], padded, [heads, width], axis=0))
+    y = op.Slice(y, [0], length, [1])
+    if D is not None:
+        y = op.Add(y, op.Mul(x, op.Unsqueeze(D, [1])))
+    if valid is not None:
+        y = b.keep(op, valid, y)
+    present = op.Reshape(state, [0, heads, width, states])
+    return b.from_fp32(op, y, T), b.from_fp32(op, present, S)
+
+
+SPEC = OpSpec(
+    name="SsdScan",
+    doc=DOC,
+    inputs=(
+        Port("x", "BTHP", doc="Inputs of the recurrence."),
+        Port("dt", "BTH", doc="Time steps before bias, softplus and clamp."),
+        Port("A", "H", "float32", doc="Negative decay rates."),
+        Port("B", "BTGN", doc="Input weights of each group of heads."),
+        Port("C", "BTGN", doc="Output weights of each group of heads."),
+        Port("D", "H", "float32", optional=True, doc="Skip weights."),
+        Port("dt_bias", "H", "float32", optional=True, doc="Added to dt before the softplus."),
+        Port("past", "BHPN", "S", doc="State before the first token."),
+        Port("sequence_lengths", "B", "int32", optional=True, doc="Valid tokens of each row."),
+    ),
+    outputs=(
+        Port("y", "BTHP", doc="Outputs."),
+        Port("present", "BHPN", "S", doc="State after the last token."),
+    ),
+    attributes={"dt_softplus": 1, "dt_min": 0.0, "dt_max": float("inf"), "chunk_size": 64},
+    reference=reference,
+    make_inputs=make_inputs,
+    bodies={"step": step, "chunked": chunked},
+    tolerances={
+        "fp32": Tolerance(3e-4, 1e-3, 1e-10),
+        "fp16": Tolerance(5e-3, 1e-2, 2e-7),
+        "bf16": Tolerance(1e-2, 5e-2, 1e-5),
+    },
+    sizes={"B": 2, "T": 16, "H": 4, "P": 8, "G": 2, "N": 16},
+)

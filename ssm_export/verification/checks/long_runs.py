@@ -1,0 +1,77 @@
+"""Many tokens in a row: the state after 4096 steps, and 256 greedy tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ssm_export.verification import feeding
+from ssm_export.verification.context import Context, Outcome
+from ssm_export.verification.gates import DRIFT_STEPS
+from ssm_export.verification.measure import Measurement, rms
+from ssm_export.verification.truth import NotRun
+
+
+def drift(context: Context) -> Outcome:
+    """The states and the last logits after 4096 steps of the step graph, and after one prefill."""
+    case = context.truth.case("drift")
+    ids = case.input_ids
+    tokens = ids.shape[1]
+    if tokens < DRIFT_STEPS:
+        raise NotRun(f"the recorded drift vector has {tokens} tokens, not {DRIFT_STEPS}")
+    if case.logits is None:
+        raise NotRun("the drift vector has no logits")
+    truth = case.logits, case.states
+    logits, state = feeding.prefill(context.model, ids)
+    run = f"prefill of {tokens} tokens"
+    found = context.same(run, (logits, state), truth, context.gates.drift)
+    task = context.progress.task("drift", total=tokens)
+    state = context.model.initial_state(ids.shape[0])
+    for position in range(tokens):
+        logits, state = context.model.step(ids[:, position : position + 1], state)
+        task.advance()
+    found += context.same(f"{tokens} steps", (logits, state), truth, context.gates.drift)
+    return Outcome(found, f"{tokens} steps")
+
+
+def greedy_tokens(context: Context) -> Outcome:
+    """The reference's 256 greedy tokens, wherever its margin is no near tie.
+
+    The graph is fed the reference's tokens, so it is held to it at every position and not only
+    until the first near tie, at which two right models may part for good.
+    """
+    case = context.truth.case("generate")
+    tokens, margins = case.tokens, case.margins
+    if tokens is None or margins is None:
+        raise NotRun(f"the case '{case.name}' has no tokens")
+    scale = context.truth.case("prefill").logits
+    if scale is None:
+        raise NotRun("the scale of the logits is not known")
+    near = context.gates.near_tie(rms(scale))
+    count = tokens.shape[1]
+    task = context.progress.task("greedy tokens", total=count)
+    logits, state = feeding.prefill(context.model, case.input_ids)
+    disagreements, first = 0, ""
+    agreed = 0
+    for position in range(count):
+        last = logits[:, -1].astype(np.float64)
+        finite = np.isfinite(last).all(axis=1)
+        chosen = np.where(finite, last.argmax(axis=1), -1)
+        wrong = (chosen != tokens[:, position]) & (margins[:, position] >= near) | ~finite
+        if wrong.any():
+            row = int(wrong.argmax())
+            first = first or (
+                f"token {position}: {chosen[row]}, expected {tokens[row, position]} "
+                f"(margin {margins[row, position]:.3g}, a near tie is below {near:.3g})"
+            )
+            disagreements += int(wrong.sum())
+        elif not disagreements:
+            agreed = position + 1
+        if position + 1 < count:
+            logits, state = context.model.step(tokens[:, position : position + 1], state)
+        task.advance()
+    compared = int((margins >= near).sum())
+    if compared == 0:
+        raise NotRun(f"each of the {tokens.size} margins is a near tie (below {near:.3g})")
+    found = Measurement("greedy tokens", None, "disagreements", float(disagreements), 0.0, first)
+    detail = f"{compared} of {tokens.size} tokens compared, the others are near ties"
+    return Outcome([found], f"{detail}; agrees for {agreed}" if disagreements else detail)

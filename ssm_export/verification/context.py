@@ -1,0 +1,155 @@
+"""What every check is given: the model, the truth, the gates, and the ways to hold one to another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ssm_export.bundle import Manifest
+from ssm_export.engines.runner import Arrays, Recurrent
+from ssm_export.progress import Progress
+from ssm_export.verification import feeding
+from ssm_export.verification.gates import Gates
+from ssm_export.verification.measure import (
+    LOGITS,
+    Measurement,
+    Place,
+    element_error,
+    squared_error,
+)
+from ssm_export.verification.truth import Case, Truth
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check measured, and what there is to say about it."""
+
+    measurements: list[Measurement]
+    detail: str = ""
+
+
+def layers_of(manifest: Manifest) -> int:
+    """L: the number of layers."""
+    counted = max((state.layer for state in manifest.states), default=-1) + 1
+    return max(counted, manifest.sizes.get("L", 0), manifest.sizes.get("num_hidden_layers", 0))
+
+
+def gates_of(manifest: Manifest) -> Gates:
+    """The gates that a bundle is held to."""
+    return Gates(manifest.precision, manifest.state_dtype, layers_of(manifest))
+
+
+class Context:
+    """A loaded bundle beside its truth."""
+
+    def __init__(self, model: Recurrent, truth: Truth, progress: Progress) -> None:
+        self.model = model
+        self.truth = truth
+        self.progress = progress
+        self.manifest = model.bundle.manifest
+        self.gates = gates_of(self.manifest)
+        self.places = {
+            state.name_in: Place(state.name_in, state.kind, state.layer, state.layer + 1)
+            for state in self.manifest.states
+        }
+        self.logits_place = Place(LOGITS, LOGITS, self.gates.layers, self.gates.layers)
+
+    @property
+    def all_positions(self) -> bool:
+        """Whether the prefill graph gives the logits of every position."""
+        return self.manifest.logits == "all"
+
+    @cached_property
+    def prompt(self) -> Case:
+        """The prompt whose logits at every position and whose states are known."""
+        return self.truth.case("prefill")
+
+    @cached_property
+    def whole(self) -> tuple[np.ndarray, Arrays]:
+        """Logits and states of the whole prompt in one prefill."""
+        return feeding.prefill(self.model, self.prompt.input_ids)
+
+    @cached_property
+    def stepped(self) -> tuple[np.ndarray, Arrays]:
+        """Logits and states of the prompt with its last token by the step graph."""
+        ids = self.prompt.input_ids
+        _, state = feeding.prefill(self.model, ids[:, :-1])
+        return self.model.step(ids[:, -1:], state)
+
+    def true_logits(self, tokens: int) -> np.ndarray:
+        """The truth's logits (B,1,V) after the first ``tokens`` tokens of the prompt."""
+        assert self.prompt.logits is not None
+        return self.prompt.logits[:, tokens - 1 : tokens]
+
+    def logits_agree(self, run: str, got: np.ndarray, want: np.ndarray) -> list[Measurement]:
+        """Logits against the truth: both gates."""
+        return self._agree(run, self.logits_place, got, want)
+
+    def states_agree(
+        self, run: str, got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]
+    ) -> list[Measurement]:
+        """Every state that the truth has, against it: both gates. Recorded vectors have all."""
+        found: list[Measurement] = []
+        for name, place in self.places.items():
+            if name in want:
+                found += self._agree(run, place, got[name], want[name])
+            elif self.truth.name == "parity":
+                missing = Measurement(run, place, "nmse", math.inf, 0.0, f"{name} is not recorded")
+                found.append(missing)
+        return found
+
+    def _agree(
+        self, run: str, place: Place, got: np.ndarray, want: np.ndarray
+    ) -> list[Measurement]:
+        if got.shape != want.shape:
+            return [wrong_shape(run, place, got, want)]
+        mean, row = squared_error(got, want)
+        relative, absolute = self.gates.element(place.depth)
+        worst, index = element_error(got, want, relative, absolute)
+        at = ", ".join(str(i) for i in index)
+        named = place.tensor
+        return [
+            Measurement(run, place, "nmse", mean, self.gates.nmse(place.depth), f"row {row}"),
+            Measurement(run, place, "element", worst, 1.0, f"{named}[{at}]"),
+        ]
+
+    def same(
+        self,
+        run: str,
+        got: tuple[np.ndarray, Mapping[str, np.ndarray]],
+        want: tuple[np.ndarray, Mapping[str, np.ndarray]],
+        gate: Callable[[int], float],
+    ) -> list[Measurement]:
+        """Logits of the last token and every state of ``want`` as a relative L2 error.
+
+        Args:
+            got: logits (B,…,V) and states of one way to run the graphs.
+            want: of another, or the truth's.
+            gate: depth to the gate.
+        """
+        pairs = [(self.places[name], got[1][name], value) for name, value in want[1].items()]
+        pairs.append((self.logits_place, got[0][:, -1:], want[0][:, -1:]))
+        found: list[Measurement] = []
+        for place, one, other in pairs:
+            if one.shape != other.shape:
+                found.append(wrong_shape(run, place, one, other))
+                continue
+            square, row = squared_error(one, other)
+            value, at = math.sqrt(square), f"row {row}"
+            found.append(Measurement(run, place, "relative L2", value, gate(place.depth), at))
+        return found
+
+
+def wrong_shape(run: str, place: Place, got: np.ndarray, want: np.ndarray) -> Measurement:
+    """The measurement of a result that has the wrong shape."""
+    where = f"{place.tensor} is {got.shape}, expected {want.shape}"
+    return Measurement(run, place, "shape", math.inf, 0.0, where)
+
+
+def rows_of(states: Mapping[str, np.ndarray], rows: np.ndarray | slice) -> Arrays:
+    """Some batch rows of every state."""
+    return {name: value[rows] for name, value in states.items()}
