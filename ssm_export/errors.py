@@ -69,6 +69,7 @@ PLUGIN_IN_GRAPH = _code(502, "the graph holds operators that this engine has no 
 ENGINE_MISMATCH = _code(503, "the engine was built for another version, GPU or platform")
 NO_ENGINE = _code(504, "the bundle has no engine for this runner")
 RUNNER_FAILED = _code(505, "the runtime failed while it ran the graph")
+BAD_FEED = _code(506, "an array fed to a graph is missing, unknown, or of a wrong shape or type")
 
 # 6xx this machine
 MISSING_PACKAGE = _code(601, "a Python package is not installed", EXIT_MACHINE)

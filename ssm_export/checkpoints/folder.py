@@ -56,7 +56,7 @@ def open_folder(folder: Path) -> Checkpoint:
             errors.BAD_MODEL_CONFIG,
             "it has no 'model_type', and no 'd_model' and 'n_layer' as mamba_ssm's configs have",
             where=where,
-            fix="add \"model_type\": \"mamba\" or \"mamba2\", whichever the weights are",
+            fix='add "model_type": "mamba" or "mamba2", whichever the weights are',
         )
     files, tensors, closers = _open_weights(folder)
     return Checkpoint(

@@ -11,7 +11,9 @@ from ssm_export.checkpoints.checkpoint import Checkpoint
 from ssm_export.checkpoints.folder import SIDE_FILES, open_folder
 from ssm_export.errors import SsmExportError, missing_package
 
-_HUB_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_HUB_ID = re.compile(
+    r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?"
+)
 _SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
 _TORCH_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 

@@ -97,7 +97,7 @@ def _read(path: Path, offset: int, shape: tuple[int, ...], dtype: str, name: str
     data = torch.empty(prod(shape) * kind.itemsize, dtype=torch.uint8)
     with path.open("rb", buffering=0) as stream:
         stream.seek(offset)
-        view = memoryview(data.numpy())
+        view = data.numpy().data
         while view:
             got = stream.readinto(view)
             if not got:

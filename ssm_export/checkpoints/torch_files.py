@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import warnings
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _HARMLESS_MODULES = ("torch", "collections")
+_RESIDENT_LIMIT = 32 << 20
 _TEXT_OPCODES = ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE")
 
 
@@ -35,27 +37,44 @@ def open_torch_file(path: Path) -> tuple[dict[str, LazyTensor], Callable[[], Non
         SsmExportError: ``UNSAFE_PICKLE`` when the file asks for code to be run, ``CORRUPT_WEIGHTS``
             when it is truncated or holds something else than tensors; ``MISSING_PACKAGE``.
     """
-    state = _load(path)
+    file = _TorchFile(path)
     tensors = {
         name: LazyTensor(
             name,
             tuple(tensor.shape),
             str(tensor.dtype).removeprefix("torch."),
             str(path),
-            partial(_read, state, name),
+            partial(file.read, name),
         )
-        for name, tensor in state.items()
+        for name, tensor in file.state.items()
     }
-    return tensors, state.clear
+    return tensors, file.close
 
 
-def _read(state: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    import torch
+class _TorchFile:
+    """A file that is mapped, and mapped anew when too many of its pages have become resident."""
 
-    return state[name].detach().clone(memory_format=torch.contiguous_format)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state, self.mapped = _load(path)
+        self.resident = 0
+
+    def read(self, name: str) -> torch.Tensor:
+        import torch
+
+        tensor = self.state[name].detach().clone(memory_format=torch.contiguous_format)
+        self.resident += tensor.nbytes
+        if self.mapped and self.resident > _RESIDENT_LIMIT:
+            self.state, self.mapped = _load(self.path)
+            self.resident = 0
+        return tensor
+
+    def close(self) -> None:
+        self.state = {}
 
 
-def _load(path: Path) -> dict[str, torch.Tensor]:
+def _load(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
+    """The tensors, and whether they are mapped."""
     try:
         import torch
     except ImportError as error:
@@ -63,13 +82,15 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
     try:
         with path.open("rb") as stream:
             zipped = stream.read(4) == _ZIP_MAGIC
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on pickle protocols, which is ours to judge
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise _unsafe_or_corrupt(path, error) from error
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise corrupt(path, f"torch cannot read the file ({reason})") from error
-    return _checked(path, content)
+    return _checked(path, content), zipped
 
 
 def _checked(path: Path, content: Any) -> dict[str, torch.Tensor]:

@@ -119,3 +119,25 @@ class Recurrent:
     ) -> tuple[np.ndarray, Arrays]:
         """Run the step graph on one token per row: ``input_ids`` (B,1)."""
         return self.run("step", input_ids, state, lengths)
+
+
+class Resident(Protocol):
+    """A runner that can keep the states where it computes, so decoding copies only ids and logits.
+
+    An addition to :class:`Runner` that a runner on another device has; ``run`` of such a runner is
+    ``load_state``, ``advance`` and ``read_state`` in a row.
+    """
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Copy every ``past_*`` array to the device."""
+        ...
+
+    def advance(
+        self, form: str, input_ids: np.ndarray, lengths: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Run a graph on the states that are there, leave the new ones there, give the logits."""
+        ...
+
+    def read_state(self) -> Arrays:
+        """The states under their ``past_*`` names, copied from the device."""
+        ...

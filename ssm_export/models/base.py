@@ -152,6 +152,18 @@ class RecurrentLM(nn.Module):
         """One mixer of this family."""
         raise NotImplementedError("a family gives its mixer")
 
+    def sizes(self) -> dict[str, int]:
+        """Sizes by the letters of the glossary."""
+        config = self.config
+        return {
+            "V": config.vocab_size,
+            "M": config.hidden_size,
+            "L": config.num_hidden_layers,
+            "D": config.inner,
+            "N": config.state_size,
+            "K": config.conv_kernel,
+        }
+
     def layer_states(self, layer: int) -> tuple[MixerState, ...]:
         """The states of one layer, in order."""
         states: tuple[MixerState, ...] = self.backbone.layers[layer].mixer.states()  # type: ignore[union-attr, operator]  # every mixer has it

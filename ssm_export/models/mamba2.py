@@ -63,3 +63,8 @@ class Model(RecurrentLM):
             chunk_size=config.chunk_size,
             dtype=dtype,
         )
+
+    def sizes(self) -> dict[str, int]:
+        config = self.config
+        heads = {"H": config.num_heads, "P": config.head_dim, "G": config.n_groups}
+        return {**super().sizes(), **heads}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Source
+from checkpoint_sources import Source
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -119,7 +119,9 @@ def test_broken_index(folder: Path, index: str) -> None:
 
 
 @given(cut=st.floats(0, 1, exclude_max=True))
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_truncated_safetensors(folder: Path, cut: float, mamba_source: Source) -> None:
     whole = (mamba_source.folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: int(cut * len(whole))])
@@ -136,7 +138,9 @@ def test_safetensors_cut_at_the_seams(folder: Path, keep: int) -> None:
 
 
 @given(position=st.integers(0, 200), value=st.integers(0, 255))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_a_changed_header_is_noticed_or_harmless(
     folder: Path, mamba_source: Source, position: int, value: int
 ) -> None:

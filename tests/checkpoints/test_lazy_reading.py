@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Source
+from checkpoint_sources import Source
 
 from ssm_export.checkpoints import open_checkpoint
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MAMBA2_SIZES, MAMBA_SIZES, Source
+from checkpoint_sources import MAMBA2_SIZES, MAMBA_SIZES, Source
 
 from ssm_export import errors
 from ssm_export.checkpoints import open_checkpoint, without_tied_head

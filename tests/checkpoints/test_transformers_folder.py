@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Source
+from checkpoint_sources import Source
 
 from ssm_export import errors
 from ssm_export.checkpoints import Checkpoint, open_checkpoint, without_tied_head
@@ -76,7 +76,9 @@ def test_sharded_torch_files(source: Source, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("writer", ["safetensors", "bin"])
-def test_types_are_kept(mamba_source: Source, tmp_path: Path, dtype: torch.dtype, writer: str) -> None:
+def test_types_are_kept(
+    mamba_source: Source, tmp_path: Path, dtype: torch.dtype, writer: str
+) -> None:
     from safetensors.torch import save_file
 
     folder = copy_config(mamba_source, tmp_path)

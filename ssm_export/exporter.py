@@ -1,0 +1,340 @@
+"""The export stage: checkpoint → verified bundle."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import onnx
+import onnx_ir as ir
+import torch
+import yaml
+
+from ssm_export import errors
+from ssm_export.bundle import FORMS, MANIFEST, WEIGHTS, Bundle, FileEntry, Manifest, new_bundle
+from ssm_export.checkpoints import Checkpoint, open_checkpoint
+from ssm_export.errors import SsmExportError
+from ssm_export.lowering import LOWERINGS, attach_bodies, lower
+from ssm_export.models import family
+from ssm_export.models.base import DTYPES, RecurrentLM
+from ssm_export.progress import SILENT, Progress
+from ssm_export.recording import record_parity
+from ssm_export.references.torch_model import TorchReference
+from ssm_export.trace import build_fake, trace
+from ssm_export.weights import Weights, write_weights
+
+if TYPE_CHECKING:
+    from ssm_export.verification import VerifyReport
+
+CANONICAL: Final = "canonical"
+AUTO: Final = "auto"
+STATE_DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16}
+LARGE_WEIGHTS_BYTES: Final = 1 << 30
+"""Above this the lowering is not chosen by measuring, and checks run with little memory."""
+_GRAPH_BYTES: Final = 5_000_000
+"""A graph without its weights stays below this; more means that something was unrolled."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export. ``None`` and ``auto`` mean: choose well.
+
+    Args:
+        precision: ``fp32``, ``fp16`` or ``bf16``: weights and activations. Scan arithmetic is fp32.
+        state_dtype: ``fp32`` or ``fp16``: the SSM states. bf16 drifts and is refused.
+        lowering: ``auto`` (the fastest for ONNX Runtime here), ``canonical``, ``native``, ``ort``.
+        ragged: graphs take ``sequence_lengths (B,)`` for right-padded batches.
+        logits: ``last`` or ``all`` positions.
+        parity: ``quick`` records prompts only, ``full`` also 4096-token drift and 256 greedy
+            tokens, ``auto`` takes ``full`` where the model is small.
+        verify: whether the graphs must pass before the bundle appears.
+    """
+
+    precision: str = "fp32"
+    state_dtype: str = "fp32"
+    lowering: str = AUTO
+    ragged: bool = False
+    logits: str = "last"
+    parity: str = "auto"
+    verify: bool = True
+
+    def check(self) -> None:
+        """``BAD_OPTION`` names the first value that cannot be used."""
+        if self.state_dtype == "bf16":
+            raise SsmExportError(
+                errors.BAD_OPTION,
+                "a bf16 state drifts by 4e-2 within 4096 steps",
+                where="--state-dtype bf16",
+                why="each step adds to the state, and bf16 keeps 8 bits of it",
+                fix="--state-dtype fp32 (or fp16 where memory is short)",
+            )
+        choices: dict[str, tuple[str, ...]] = {
+            "precision": tuple(DTYPES),
+            "state_dtype": tuple(STATE_DTYPES),
+            "lowering": (AUTO, CANONICAL, *LOWERINGS),
+            "logits": ("last", "all"),
+            "parity": ("auto", "quick", "full"),
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise SsmExportError(
+                    errors.BAD_OPTION,
+                    f"'{value}' is not one of {', '.join(allowed)}",
+                    where=f"--{name.replace('_', '-')}",
+                    fix=f"--{name.replace('_', '-')} {allowed[0]}",
+                )
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export made.
+
+    Attributes:
+        bundle: the bundle's folder; None after a dry run.
+        plan: family, sizes, states and files that were (or would be) made.
+        verification: the checks that ran before the bundle appeared; None when skipped.
+    """
+
+    bundle: Path | None
+    plan: dict[str, Any]
+    verification: VerifyReport | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def as_json(self) -> dict[str, Any]:
+        """The members of the ``--json`` document."""
+        checks = self.verification.as_json()["checks"] if self.verification else []
+        return {
+            "bundle": str(self.bundle) if self.bundle else None,
+            "plan": self.plan,
+            "checks": checks,
+            "notes": list(self.notes),
+        }
+
+
+def export(
+    checkpoint: str | Path,
+    output: str | Path,
+    options: ExportOptions | None = None,
+    *,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> ExportReport:
+    """Export a checkpoint into a new bundle.
+
+    Args:
+        checkpoint: a folder (transformers or mamba_ssm layout) or a hub id.
+        output: the bundle to make; must not exist.
+        options: how; defaults when left out.
+        dry_run: check everything that can be checked without tracing, and write nothing.
+        progress: shows bars.
+
+    Raises:
+        SsmExportError: 1xx for options, 2xx for the checkpoint, 3xx for tracing,
+            ``PARITY_FAILED`` when the graphs do not compute what the reference computes.
+    """
+    options = options or ExportOptions()
+    options.check()
+    if Path(output).exists():
+        raise SsmExportError(
+            errors.OUTPUT_EXISTS,
+            f"'{output}' exists already",
+            fix="give another -o, or remove it first",
+        )
+    with open_checkpoint(checkpoint) as opened:
+        model_class = family(opened.model_type)
+        config = model_class.config_class.from_dict(opened.config)
+        model, mode = build_fake(
+            lambda: model_class(
+                config,
+                dtype=DTYPES[options.precision],
+                state_dtype=STATE_DTYPES[options.state_dtype],
+            )
+        )
+        weights = Weights(model, opened)
+        plan = _plan(model, opened, options)
+        if dry_run:
+            return ExportReport(None, plan)
+        with new_bundle(output) as folder:
+            graphs = {}
+            task = progress.task("tracing", len(FORMS))
+            for form in FORMS:
+                graphs[form] = attach_bodies(
+                    trace(
+                        model,
+                        mode,
+                        form,
+                        ragged=options.ragged,
+                        all_logits=options.logits == "all",
+                    ),
+                    form,
+                )
+                task.advance()
+            report = _fill(folder, graphs, weights, opened, model, options, plan, progress)
+        return ExportReport(Path(output), plan, report[0], report[1])
+
+
+def _plan(model: RecurrentLM, checkpoint: Checkpoint, options: ExportOptions) -> dict[str, Any]:
+    """What will be made, for people and for ``--dry-run``."""
+    itemsize = DTYPES[options.precision].itemsize
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    state_bytes = 0
+    for state in model.states():
+        count = 1
+        for size in state.shape:
+            count *= size if isinstance(size, int) else 1
+        state_bytes += count * getattr(torch, state.dtype).itemsize
+    return {
+        "source": str(checkpoint.path),
+        "layout": checkpoint.layout,
+        "family": model.model_type,
+        "parameters": parameters,
+        "sizes": model.sizes(),
+        "weights_bytes": parameters * itemsize,
+        "state_bytes_per_row": state_bytes,
+        "options": asdict(options),
+    }
+
+
+def _fill(
+    folder: Path,
+    graphs: Mapping[str, ir.Model],
+    weights: Weights,
+    checkpoint: Checkpoint,
+    model: RecurrentLM,
+    options: ExportOptions,
+    plan: dict[str, Any],
+    progress: Progress,
+) -> tuple[VerifyReport | None, tuple[str, ...]]:
+    """Write every file of the bundle into ``folder``."""
+    from ssm_export.machine import tool_versions
+
+    (folder / "onnx").mkdir()
+    write_weights(weights, graphs.values(), folder / WEIGHTS, progress)
+    bundle = Bundle(folder, _manifest(model, checkpoint, options, plan, progress))
+    manifest = bundle.manifest
+    manifest.weights = bundle.entry(WEIGHTS)
+    manifest.versions = tool_versions()
+    notes = _write_graphs(bundle, graphs, options, progress)
+    manifest.files = tuple(_copy_side_files(bundle, checkpoint))
+    reference = TorchReference(model, weights)
+    manifest.parity = record_parity(bundle, reference, options.parity, progress)
+    large = manifest.weights.bytes > LARGE_WEIGHTS_BYTES
+    _choose_lowering(bundle, options, large=large, progress=progress)
+    (folder / "effective_config.yaml").write_text(
+        yaml.safe_dump({"export": plan["options"]}, sort_keys=False), encoding="utf-8"
+    )
+    bundle.save()
+    report = None
+    if options.verify:
+        from ssm_export.verification import verify
+
+        report = verify(bundle, progress=progress, low_memory=large)
+        if not report.ok:
+            raise SsmExportError(
+                errors.PARITY_FAILED,
+                report.summary(),
+                where=f"{manifest.family}, lowering {manifest.lowering['chosen']}",
+                fix="export with --no-verify and look at it with "
+                "ssm-export verify BUNDLE --bisect, and please report it",
+            )
+        manifest.verified = True
+        bundle.save()
+    assert (folder / MANIFEST).is_file()
+    return report, notes
+
+
+def _manifest(
+    model: RecurrentLM,
+    checkpoint: Checkpoint,
+    options: ExportOptions,
+    plan: dict[str, Any],
+    progress: Progress,
+) -> Manifest:
+    return Manifest(
+        source={
+            "path": str(checkpoint.path),
+            "layout": checkpoint.layout,
+            "weights_sha256": checkpoint.weights_sha256(progress),
+        },
+        family=model.model_type,
+        sizes={**plan["sizes"], "parameters": plan["parameters"]},
+        precision=options.precision,
+        state_dtype=options.state_dtype,
+        logits=options.logits,
+        ragged=options.ragged,
+        states=model.states(),
+        graphs={},
+        lowering={},
+        weights=FileEntry(WEIGHTS, 0, ""),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _write_graphs(
+    bundle: Bundle, graphs: Mapping[str, ir.Model], options: ExportOptions, progress: Progress
+) -> tuple[str, ...]:
+    """Save the canonical graphs and their lowerings; each passes ONNX's checker."""
+    wanted = LOWERINGS if options.lowering == AUTO else tuple({options.lowering} - {CANONICAL})
+    task = progress.task("lowering", len(graphs) * (1 + len(wanted)))
+    notes: list[str] = []
+    for form, graph in graphs.items():
+        bundle.manifest.graphs[form] = {CANONICAL: _save(bundle, graph, f"onnx/{form}.onnx")}
+        task.advance()
+        for lowering in wanted:
+            lowered = lower(graph, lowering)
+            path = f"onnx/{form}.{lowering}.onnx"
+            bundle.manifest.graphs[form][lowering] = _save(bundle, lowered.model, path)
+            notes += [f"{form} {lowering}: {note}" for note in lowered.notes]
+            task.advance()
+    return tuple(dict.fromkeys(notes))
+
+
+def _save(bundle: Bundle, graph: ir.Model, relative: str) -> FileEntry:
+    path = bundle.path / relative
+    ir.save(graph, path)
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise SsmExportError(
+            errors.GRAPH_INVALID, f"onnx.checker refuses {relative}: {error}"
+        ) from error
+    entry = bundle.entry(relative)
+    if entry.bytes > _GRAPH_BYTES:
+        raise SsmExportError(
+            errors.GRAPH_INVALID,
+            f"{relative} has {entry.bytes / 1e6:.1f} MB without its weights, "
+            f"more than {_GRAPH_BYTES / 1e6:.0f}",
+        )
+    return entry
+
+
+def _copy_side_files(bundle: Bundle, checkpoint: Checkpoint) -> list[FileEntry]:
+    entries = []
+    for file in checkpoint.side_files:
+        shutil.copyfile(file, bundle.path / file.name)
+        entries.append(bundle.entry(file.name))
+    return entries
+
+
+def _choose_lowering(
+    bundle: Bundle, options: ExportOptions, *, large: bool, progress: Progress
+) -> None:
+    manifest = bundle.manifest
+    if options.lowering != AUTO:
+        manifest.lowering = {"chosen": options.lowering, "why": "asked for", "measured": {}}
+    elif large:
+        why = f"not measured, the weights have {manifest.weights.bytes / 1e9:.1f} GB; "
+        manifest.lowering = {
+            "chosen": "ort",
+            "why": why + "ONNX Runtime's fused operators are the faster ones on smaller models",
+            "measured": {},
+        }
+    else:
+        from ssm_export.benchmarking.choose import choose_lowering
+
+        manifest.lowering = choose_lowering(bundle, (*LOWERINGS,), progress=progress)
