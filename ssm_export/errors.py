@@ -2,7 +2,7 @@
 
 An error says what, where, why and the command or edit that fixes it. Numbers are grouped by the
 stage that raises them: 1xx usage, 2xx checkpoint, 3xx trace and lowering, 4xx bundle, 5xx engines,
-6xx this machine, 7xx verify and bench.
+6xx this machine, 7xx verify and bench, 901 a mistake of ours.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ OUTPUT_EXISTS = _code(102, "the output folder exists already", EXIT_USAGE)
 NO_SUCH_PATH = _code(103, "a path given does not exist", EXIT_USAGE)
 BAD_CONFIG_FILE = _code(104, "a YAML file or --set value cannot be read", EXIT_USAGE)
 UNKNOWN_TARGET = _code(105, "no target has this name", EXIT_USAGE)
+NO_PERMISSION = _code(106, "a file or folder may not be read or written", EXIT_USAGE)
+WRONG_USAGE = _code(107, "the command line names an unknown verb, option or value", EXIT_USAGE)
 
 # 2xx checkpoint
 NO_CONFIG = _code(201, "the checkpoint folder has no config.json")
@@ -82,6 +84,7 @@ NOT_VERIFIED = _code(702, "the bundle does not pass verify, so its speed means n
 NO_TOKENIZER = _code(703, "the bundle has no tokenizer")
 EMPTY_PROMPT = _code(704, "the prompt has no tokens", EXIT_USAGE)
 
+INTERNAL = _code(901, "something unexpected went wrong in this program")
 INTERRUPTED = _code(130, "interrupted by the user", 130)
 
 

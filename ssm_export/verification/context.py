@@ -114,7 +114,7 @@ class Context:
         named = place.tensor
         return [
             Measurement(run, place, "nmse", mean, self.gates.nmse(place.depth), f"row {row}"),
-            Measurement(run, place, "element", worst, 1.0, f"{named}[{at}]"),
+            Measurement(run, place, "element/gate", worst, 1.0, f"{named}[{at}]"),
         ]
 
     def same(

@@ -35,7 +35,8 @@ class Measurement:
     Attributes:
         run: what was run, such as ``prefill of 64 tokens``.
         place: the tensor, or None where the number is not about one.
-        measure: ``nmse``, ``element``, ``relative L2``, ``disagreements``.
+        measure: ``nmse``; ``element/gate``, an element's error as a share of what it may be;
+            ``relative L2``; ``disagreements``; ``shape``.
         value: the number; NaN and Inf in a result make it infinite.
         gate: the largest value that passes.
         where: the worst element or row, in words.

@@ -24,7 +24,7 @@ class CheckResult:
         status: ``passed``, ``failed`` or ``not run``.
         worst: the number nearest to its gate, or furthest beyond it.
         tolerance: that gate.
-        measure: what the number is: ``nmse``, ``element``, ``relative L2``, ``disagreements``.
+        measure: what the number is; see :class:`~ssm_export.verification.measure.Measurement`.
         where: where it is; on failure the first layer that departs; the reason when not run.
         detail: what was run.
         seconds: wall time.
@@ -74,6 +74,7 @@ class VerifyReport:
         checks: in the order they were run.
         layers: the per-layer table; empty unless asked for with ``bisect``.
         seconds: wall time.
+        measured: check and measure to the worst value seen, such as ``logits nmse``.
     """
 
     bundle: str

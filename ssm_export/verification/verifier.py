@@ -89,7 +89,7 @@ def verify(
         checks=tuple(results),
         layers=layers,
         seconds=time.perf_counter() - began,
-        measured={result.name: result.worst for result in results if result.status == PASSED},
+        measured=_worst_values(measured),
     )
     if save:
         save_report(bundle, report)
@@ -168,6 +168,15 @@ def _run(name: str, context: Context) -> tuple[CheckResult, list[Measurement]]:
         seconds=time.perf_counter() - began,
     )
     return result, found
+
+
+def _worst_values(measured: dict[str, list[Measurement]]) -> dict[str, float]:
+    worst: dict[str, float] = {}
+    for check, found in measured.items():
+        for item in found:
+            key = f"{check} {item.measure}"
+            worst[key] = max(worst.get(key, 0.0), item.value)
+    return worst
 
 
 def _for_bisect(

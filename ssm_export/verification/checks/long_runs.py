@@ -73,5 +73,6 @@ def greedy_tokens(context: Context) -> Outcome:
     if compared == 0 and not disagreements:
         raise NotRun(f"each of the {tokens.size} margins is a near tie (below {near:.3g})")
     found = Measurement("greedy tokens", None, "disagreements", float(disagreements), 0.0, first)
-    detail = f"{compared} of {tokens.size} tokens compared, the others are near ties"
+    ties = tokens.size - compared
+    detail = f"{compared} tokens compared" + (f", {ties} near ties not" if ties else "")
     return Outcome([found], f"{detail}; agrees for {agreed}" if disagreements else detail)

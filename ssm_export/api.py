@@ -1,0 +1,285 @@
+"""The Python API: one function per verb of the command line, under the same name.
+
+Each takes what its verb takes and gives a report with ``as_json()``. Modules are imported when a
+function is called, so a board without torch can import this file and use what it can run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssm_export import errors
+from ssm_export.bundle import Bundle, EngineEntry
+from ssm_export.errors import SsmExportError, missing_package
+from ssm_export.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from ssm_export.benchmarking import BenchReport
+    from ssm_export.exporter import ExportReport
+    from ssm_export.generation import Generation
+    from ssm_export.inspection import InspectReport
+    from ssm_export.machine import DoctorReport
+    from ssm_export.verification import Reference, VerifyReport
+
+PathLike = str | os.PathLike[str]
+
+
+def export(
+    checkpoint: PathLike,
+    output: PathLike,
+    *,
+    precision: str = "fp32",
+    state_dtype: str = "fp32",
+    lowering: str = "auto",
+    ragged: bool = False,
+    logits: str = "last",
+    parity: str = "auto",
+    verify: bool = True,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> ExportReport:
+    """Export a checkpoint into a new, verified bundle. Needs torch.
+
+    Args:
+        checkpoint: folder (transformers or mamba_ssm layout) or hub id.
+        output: the bundle to make; it must not exist.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        state_dtype: ``fp32`` or ``fp16``.
+        lowering: ``auto``, ``canonical``, ``native`` or ``ort``.
+        ragged: graphs take ``sequence_lengths (B,)``.
+        logits: ``last`` or ``all``.
+        parity: ``auto``, ``quick`` or ``full``: how much is recorded for later checks.
+        verify: whether the graphs must pass before the bundle appears.
+        dry_run: check checkpoint and options, write nothing.
+        progress: shows bars.
+    """
+    try:
+        from ssm_export import exporter
+    except ModuleNotFoundError as error:
+        raise missing_package(error.name or "torch", "export", "export") from error
+    options = exporter.ExportOptions(
+        precision=precision,
+        state_dtype=state_dtype,
+        lowering=lowering,
+        ragged=ragged,
+        logits=logits,
+        parity=parity,
+        verify=verify,
+    )
+    return exporter.export(
+        os.fspath(checkpoint), output, options, dry_run=dry_run, progress=progress
+    )
+
+
+def build(
+    bundle: PathLike | Bundle,
+    *,
+    target: str = "rtx-any",
+    engine: str = "tensorrt-rtx",
+    max_batch: int = 8,
+    max_chunk: int = 1024,
+    progress: Progress = SILENT,
+) -> list[EngineEntry]:
+    """Build TensorRT engines of both graphs into the bundle. TensorRT-RTX builds need no GPU.
+
+    Args:
+        bundle: the bundle or its folder.
+        target: a name of ``ssm-export list targets``.
+        engine: ``tensorrt-rtx`` or ``tensorrt``.
+        max_batch: largest batch of the optimization profile.
+        max_chunk: most tokens of one prefill call; longer prompts are fed in pieces.
+        progress: shows bars.
+    """
+    from ssm_export.engines.tensorrt import build as build_engines
+
+    return build_engines(
+        _open(bundle),
+        target,
+        engine=engine,
+        max_batch=max_batch,
+        max_chunk=max_chunk,
+        progress=progress,
+    )
+
+
+def verify(
+    bundle: PathLike | Bundle,
+    *,
+    runner: str = "onnxruntime",
+    lowering: str | None = None,
+    against: str = "parity",
+    checkpoint: PathLike | None = None,
+    checks: Sequence[str] | None = None,
+    bisect: bool = False,
+    progress: Progress = SILENT,
+) -> VerifyReport:
+    """Hold the graphs of a bundle against the truth.
+
+    Args:
+        bundle: the bundle or its folder.
+        runner: ``onnxruntime``, ``onnxruntime-cuda``, ``tensorrt`` or ``tensorrt-rtx``.
+        lowering: the bundle's default when None.
+        against: ``parity`` (recorded vectors, no torch), ``torch`` or ``transformers``.
+        checkpoint: where the weights are, for the last two; the bundle's source when None.
+        checks: names of checks; all when None.
+        bisect: add the error of every layer.
+        progress: shows bars.
+    """
+    from ssm_export.verification import verify as verify_bundle
+
+    opened = _open(bundle)
+    if against == "parity":
+        return verify_bundle(
+            opened, runner=runner, lowering=lowering, checks=checks, bisect=bisect, progress=progress
+        )
+    with _reference(opened, against, checkpoint) as reference:
+        return verify_bundle(
+            opened,
+            runner=runner,
+            lowering=lowering,
+            against=against,
+            reference=reference,
+            checks=checks,
+            bisect=bisect,
+            progress=progress,
+        )
+
+
+def bench(
+    bundle: PathLike | Bundle,
+    *,
+    runner: str = "onnxruntime",
+    lowering: str | None = None,
+    prefill: Sequence[int] = (128, 1024),
+    decode: int = 64,
+    batch: Sequence[int] = (1,),
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> BenchReport:
+    """Measure prefill and decode of a bundle that passes verify on this runner.
+
+    Args:
+        bundle: the bundle or its folder.
+        runner: as for :func:`verify`.
+        lowering: the bundle's default when None.
+        prefill: prompt lengths in tokens.
+        decode: tokens to decode one by one.
+        batch: batch sizes.
+        threads: CPU threads; the runtime's default when None.
+        progress: shows bars.
+    """
+    from ssm_export.benchmarking import bench as bench_bundle
+
+    return bench_bundle(
+        _open(bundle),
+        runner=runner,
+        lowering=lowering,
+        prefill=tuple(prefill),
+        decode=decode,
+        batch=tuple(batch),
+        threads=threads,
+        progress=progress,
+    )
+
+
+def generate(
+    bundle: PathLike | Bundle,
+    prompt: str | Sequence[int],
+    *,
+    runner: str = "onnxruntime",
+    max_tokens: int = 128,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stream: Callable[[str], None] | None = None,
+) -> Generation:
+    """Continue a prompt with the prefill graph and then the step graph.
+
+    Args:
+        bundle: the bundle or its folder.
+        prompt: text, or token ids for a bundle without a tokenizer.
+        runner: as for :func:`verify`.
+        max_tokens: tokens to add at most.
+        temperature: 0 for greedy.
+        top_k: sample among so many tokens; 0 for all.
+        top_p: sample among the likeliest tokens that have this probability together.
+        seed: of the sampling.
+        stream: called with each piece of text as it comes.
+    """
+    from ssm_export.generation import generate as generate_text
+
+    return generate_text(
+        _open(bundle),
+        prompt,
+        runner=runner,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stream=stream,
+    )
+
+
+def inspect(path: PathLike) -> InspectReport:
+    """Say what a bundle, a graph, an engine or a checkpoint holds, without reading its weights."""
+    from ssm_export.inspection import inspect as inspect_path
+
+    return inspect_path(path)
+
+
+def doctor() -> DoctorReport:
+    """Say what this machine can do."""
+    from ssm_export.machine import examine
+
+    return examine()
+
+
+def list_items(what: str) -> list[dict[str, Any]]:
+    """List ``models``, ``ops`` or ``targets``: a dict per item, with its ``name`` first."""
+    from ssm_export import listing
+
+    makers = {"models": listing.models, "ops": listing.operators, "targets": listing.targets}
+    if what not in makers:
+        raise SsmExportError(
+            errors.BAD_OPTION,
+            f"there is no list of '{what}'",
+            fix=f"one of {', '.join(makers)}",
+        )
+    return makers[what]()
+
+
+def _open(bundle: PathLike | Bundle) -> Bundle:
+    return bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+
+
+class _reference:  # noqa: N801  # reads as the context manager it is
+    """Open the checkpoint of a bundle and make the reference model ``against`` from it."""
+
+    def __init__(self, bundle: Bundle, against: str, checkpoint: PathLike | None) -> None:
+        self.bundle = bundle
+        self.against = against
+        self.source = os.fspath(checkpoint or bundle.manifest.source["path"])
+
+    def __enter__(self) -> Reference:
+        try:
+            from ssm_export.references import make_reference
+        except ModuleNotFoundError as error:
+            raise missing_package(
+                error.name or "torch", "export", f"verify --against {self.against}"
+            ) from error
+        if not Path(self.source).exists():
+            raise SsmExportError(
+                errors.NO_SUCH_PATH,
+                f"the checkpoint of this bundle is not at '{self.source}' any more",
+                fix="give its folder with --checkpoint, or verify --against parity",
+            )
+        self.opened, reference = make_reference(self.bundle, self.against, self.source)
+        return reference
+
+    def __exit__(self, *_: object) -> None:
+        self.opened.close()

@@ -1,0 +1,159 @@
+"""The little of CUDA that a TensorRT runner needs, through the driver library and ctypes.
+
+``libcuda`` comes with the driver, so this needs no CUDA toolkit and no Python package. Where there
+is no driver, :func:`find_gpus` says so with an empty list.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ssm_export import errors
+from ssm_export.errors import SsmExportError
+
+_CAPABILITY_MAJOR = 75
+_CAPABILITY_MINOR = 76
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as the driver reports it; memory in bytes."""
+
+    index: int
+    name: str
+    compute_capability: tuple[int, int]
+    memory_bytes: int
+    driver_cuda: str
+
+
+def load_driver() -> ctypes.CDLL | None:
+    """The driver library, initialised, or None where there is none or no GPU."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return None
+    return driver if driver.cuInit(0) == 0 else None
+
+
+def find_gpus() -> list[Gpu]:
+    """The GPUs of this machine; empty where there are none."""
+    driver = load_driver()
+    if driver is None:
+        return []
+    count, version = ctypes.c_int(), ctypes.c_int()
+    if driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return []
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
+    gpus = []
+    for index in range(count.value):
+        device, memory = ctypes.c_int(), ctypes.c_size_t()
+        name = ctypes.create_string_buffer(256)
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        driver.cuDeviceGet(ctypes.byref(device), index)
+        driver.cuDeviceGetName(name, len(name), device)
+        driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+        driver.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device)
+        driver.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, device)
+        gpus.append(
+            Gpu(
+                index,
+                name.value.decode(errors="replace"),
+                (major.value, minor.value),
+                memory.value,
+                cuda,
+            )
+        )
+    return gpus
+
+
+class Device:
+    """The first GPU: its context, one stream, buffers, copies.
+
+    Raises:
+        SsmExportError: ``NO_GPU`` where there is none, ``RUNNER_FAILED`` when a call fails.
+    """
+
+    def __init__(self) -> None:
+        driver = load_driver()
+        if driver is None:
+            raise SsmExportError(
+                errors.NO_GPU,
+                "this machine has no NVIDIA GPU, or its driver does not run",
+                fix="copy the bundle to the device and run the same command there; "
+                "here --runner onnxruntime runs it on the CPU",
+            )
+        self._driver: Any = driver
+        self._owned: set[int] = set()
+        device, context, stream = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
+        self._check(driver.cuDeviceGet(ctypes.byref(device), 0), "cuDeviceGet")
+        # The primary context is the one that TensorRT's own CUDA runtime uses.
+        self._check(
+            driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device),
+            "cuDevicePrimaryCtxRetain",
+        )
+        self._device = device
+        self._check(driver.cuCtxSetCurrent(context), "cuCtxSetCurrent")
+        self._check(driver.cuStreamCreate(ctypes.byref(stream), 0), "cuStreamCreate")
+        self.stream = int(stream.value or 0)
+
+    def allocate(self, size: int) -> int:
+        """A buffer of ``size`` bytes; gives its address."""
+        pointer = ctypes.c_uint64()
+        code = self._driver.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(size))
+        self._check(code, f"cuMemAlloc of {size} bytes")
+        self._owned.add(pointer.value)
+        return int(pointer.value)
+
+    def free(self, address: int) -> None:
+        """Give a buffer back."""
+        self._owned.discard(address)
+        self._check(self._driver.cuMemFree_v2(ctypes.c_uint64(address)), "cuMemFree")
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        """Copy a C-contiguous array to a buffer, after what the stream already holds."""
+        code = self._driver.cuMemcpyHtoDAsync_v2(
+            ctypes.c_uint64(address),
+            ctypes.c_void_p(array.ctypes.data),
+            ctypes.c_size_t(array.nbytes),
+            ctypes.c_void_p(self.stream),
+        )
+        self._check(code, "copy to the GPU")
+
+    def download(self, array: np.ndarray, address: int) -> None:
+        """Copy a buffer into a C-contiguous array; call :meth:`wait` before reading it."""
+        code = self._driver.cuMemcpyDtoHAsync_v2(
+            ctypes.c_void_p(array.ctypes.data),
+            ctypes.c_uint64(address),
+            ctypes.c_size_t(array.nbytes),
+            ctypes.c_void_p(self.stream),
+        )
+        self._check(code, "copy from the GPU")
+
+    def wait(self) -> None:
+        """Wait for everything on the stream."""
+        self._check(self._driver.cuStreamSynchronize(ctypes.c_void_p(self.stream)), "the GPU")
+
+    def close(self) -> None:
+        """Free what is left and release the context."""
+        for address in list(self._owned):
+            self.free(address)
+        self._driver.cuStreamDestroy_v2(ctypes.c_void_p(self.stream))
+        self._driver.cuDevicePrimaryCtxRelease_v2(self._device)
+
+    def _check(self, code: int, what: str) -> None:
+        if code != 0:
+            text = ctypes.c_char_p()
+            self._driver.cuGetErrorString(code, ctypes.byref(text))
+            why = (text.value or b"unknown error").decode(errors="replace")
+            raise SsmExportError(
+                errors.RUNNER_FAILED,
+                f"{what} failed: {why} (CUDA error {code})",
+                fix="ssm-export doctor shows the driver, the GPU and its memory",
+            )
