@@ -178,6 +178,31 @@ def export(
         return ExportReport(Path(output), plan, report[0], report[1])
 
 
+def _verify(bundle: Bundle, *, large: bool, progress: Progress) -> VerifyReport:
+    """The graphs against the vectors just recorded; ``PARITY_FAILED`` names what departs."""
+    from ssm_export.engines import open_runner
+    from ssm_export.verification import verify
+
+    runner = open_runner(bundle, "onnxruntime", low_memory=large)
+    try:
+        report = verify(bundle, runner=runner, progress=progress)
+    finally:
+        runner.close()
+    if not report.ok:
+        worst = "; ".join(
+            f"{check.name}: {check.worst:.1e}, allowed {check.tolerance:.1e} ({check.where})"
+            for check in report.failures
+        )
+        raise SsmExportError(
+            errors.PARITY_FAILED,
+            worst,
+            where=f"{bundle.manifest.family}, lowering {bundle.manifest.lowering['chosen']}",
+            fix="export with --no-verify, look closer with "
+            "'ssm-export verify BUNDLE --bisect', and please report it",
+        )
+    return report
+
+
 def _plan(model: RecurrentLM, checkpoint: Checkpoint, options: ExportOptions) -> dict[str, Any]:
     """What will be made, for people and for ``--dry-run``."""
     itemsize = DTYPES[options.precision].itemsize
@@ -231,17 +256,7 @@ def _fill(
     bundle.save()
     report = None
     if options.verify:
-        from ssm_export.verification import verify
-
-        report = verify(bundle, progress=progress, low_memory=large)
-        if not report.ok:
-            raise SsmExportError(
-                errors.PARITY_FAILED,
-                report.summary(),
-                where=f"{manifest.family}, lowering {manifest.lowering['chosen']}",
-                fix="export with --no-verify and look at it with "
-                "ssm-export verify BUNDLE --bisect, and please report it",
-            )
+        report = _verify(bundle, large=large, progress=progress)
         manifest.verified = True
         bundle.save()
     assert (folder / MANIFEST).is_file()

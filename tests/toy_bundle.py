@@ -214,9 +214,11 @@ class GraphBuilder:
             ]
             last = "leaky"
         if self.fault.at("saturates", i, self.form):
-            extra.append(numpy_helper.from_array(np.float32(-0.25), "low"))
-            extra.append(numpy_helper.from_array(np.float32(0.25), "high"))
-            nodes.append(make("Clip", [last, "low", "high"], ["clipped"]))
+            limit = seen_in_short_prompts(i)
+            extra.append(numpy_helper.from_array(-limit, "low"))
+            extra.append(numpy_helper.from_array(limit, "high"))
+            nodes.append(make("Min", [last, "high"], ["below"]))
+            nodes.append(make("Max", ["below", "low"], ["clipped"]))
             last = "clipped"
         nodes += [
             make("Where", ["valid", last, "h"], ["next"]),
@@ -287,6 +289,17 @@ def prompts(rng: np.random.Generator) -> dict[str, np.ndarray]:
         "drift": rng.integers(0, V, (1, DRIFT)),
         "generate": rng.integers(0, V, (1, 9)),
     }
+
+
+def seen_in_short_prompts(layer: int) -> np.ndarray:
+    """(D,N): a little more than the largest state of a layer during the recorded prompt."""
+    truth = Truth(make_weights())
+    states = truth.start(ROWS)
+    largest = np.zeros((D, N))
+    for column in prompts(np.random.default_rng(1))["prefill"].T:
+        truth.token(column, states)
+        largest = np.maximum(largest, np.abs(states[f"past_ssm.{layer}"]).max(axis=0))
+    return (largest * 1.01).astype(np.float32)
 
 
 def record(truth: Truth, folder: Path) -> None:

@@ -23,60 +23,66 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 import click
 
 from ssm_export import errors
-from ssm_export.errors import EXIT_DONE, EXIT_FAILED, SsmExportError
+from ssm_export.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, SsmExportError, missing_package
 
 if TYPE_CHECKING:
     from ssm_export.cli.common import Outcome
 
 PROGRAM: Final = "ssm-export"
-_ARGS: Final = "ssm_export.args"
+_EXTRAS: Final = {
+    "torch": "export",
+    "onnxscript": "export",
+    "safetensors": "export",
+    "onnxruntime": "cpu",
+    "tensorrt_rtx": "rtx",
+    "tensorrt": "tensorrt",
+    "tokenizers": "generate",
+    "transformers": "dev",
+    "huggingface_hub": "hub",
+}
+"""Module that may be absent to the extra of ours that brings it."""
 
 
 def run(group: click.Group, args: list[str]) -> int:
-    """Run ``ssm-export *args`` and give its exit status. Never raises, except for ``SystemExit``
-    of the interpreter itself."""
+    """Run ``ssm-export *args`` and give its exit status; raises nothing."""
     began = time.perf_counter()
     command = shlex.join([PROGRAM, *args])
     as_json = "--json" in args
-    with terminable(), result_stream() as out:
-        try:
-            outcome = _call(group, args, out)
-            if outcome is None:  # --help, --version
-                return EXIT_DONE
-            if as_json:
-                _write_json(out, outcome.verb, command, outcome.body())
-            elif not outcome.quiet:
-                outcome.show(out)
-            error = outcome.failure
-        except click.exceptions.Exit as done:
-            return done.exit_code
-        except BrokenPipeError:  # the reader of stdout has left, such as `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
-            return EXIT_FAILED
-        except BaseException as raised:
-            error = as_our_error(raised)
-            if as_json:
-                _write_json(out, verb_of(group, args), command, failure_body(error))
-        if error is not None:
-            say(str(error))
-        seconds = time.perf_counter() - began
-        say(f"{'PASSED' if error is None else 'FAILED'}  {seconds:.1f} s  {command}")
-        return EXIT_DONE if error is None else error.code.exit_status
+    if not args:
+        click.echo(group.get_help(click.Context(group, info_name=PROGRAM)))
+        return EXIT_USAGE
+    try:
+        with terminable():
+            outcome = _call(group, args)
+        if outcome is None:  # --help, --version
+            return EXIT_DONE
+        if as_json:
+            _write_json(outcome.verb, command, outcome.body())
+        elif not outcome.quiet:
+            outcome.show(sys.stdout)
+        error = outcome.failure
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except BrokenPipeError:  # whoever read stdout has left, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except BaseException as raised:
+        error = as_our_error(raised)
+        if as_json:
+            _write_json(verb_of(group, args), command, failure_body(error))
+    if error is not None:
+        say(str(error))
+    seconds = time.perf_counter() - began
+    say(f"{'PASSED' if error is None else 'FAILED'}  {seconds:.1f} s  {command}")
+    return EXIT_DONE if error is None else error.code.exit_status
 
 
-def _call(group: click.Group, args: list[str], out: TextIO) -> Outcome | None:
+def _call(group: click.Group, args: list[str]) -> Outcome | None:
     from ssm_export.cli.common import Outcome
 
     with group.make_context(PROGRAM, list(args)) as context:
-        context.meta[_ARGS] = out
         result: Any = group.invoke(context)
         return result if isinstance(result, Outcome) else None
-
-
-def stream_of(context: click.Context) -> TextIO:
-    """The true stdout, for a verb that writes its result while it works."""
-    stream: TextIO = context.meta[_ARGS]
-    return stream
 
 
 def say(line: str) -> None:
@@ -95,9 +101,9 @@ def as_our_error(raised: BaseException) -> SsmExportError:
     if isinstance(raised, click.ClickException):
         context = getattr(raised, "ctx", None)
         path = context.command_path if context is not None else PROGRAM
-        return SsmExportError(
-            errors.WRONG_USAGE, " ".join(raised.format_message().split()), fix=f"{path} --help"
-        )
+        what, hint, near = " ".join(raised.format_message().split()).partition("Did you mean")
+        fix = f"did you mean{near.rstrip(')')} {path} --help" if hint else f"{path} --help"
+        return SsmExportError(errors.WRONG_USAGE, what.rstrip(" ("), fix=fix)
     if isinstance(raised, OSError) and raised.errno in (errno.ENOSPC, errno.EDQUOT):
         return SsmExportError(
             errors.DISK_FULL,
@@ -105,6 +111,9 @@ def as_our_error(raised: BaseException) -> SsmExportError:
             where=str(raised.filename or ""),
             fix="free some space, or write to another disk",
         )
+    if isinstance(raised, ModuleNotFoundError) and (raised.name or "") in _EXTRAS:
+        package = raised.name or ""
+        return missing_package(package, _EXTRAS[package], "this verb")
     if isinstance(raised, PermissionError):
         return SsmExportError(
             errors.NO_PERMISSION,
@@ -141,17 +150,15 @@ def verb_of(group: click.Group, args: list[str]) -> str:
     return next((word for word in args if word in known), "usage")
 
 
-def _write_json(out: TextIO, verb: str, command: str, body: dict[str, Any]) -> None:
+def _write_json(verb: str, command: str, body: dict[str, Any]) -> None:
     from ssm_export.report import document
 
-    json.dump(document(verb, command, body), out, indent=2, allow_nan=False)
-    out.write("\n")
-    out.flush()
+    print(json.dumps(document(verb, command, body), indent=2, allow_nan=False), flush=True)
 
 
 @contextmanager
 def result_stream() -> Iterator[TextIO]:
-    """The stream of the result, while file descriptor 1 and ``sys.stdout`` lead to stderr."""
+    """The true stdout, while file descriptor 1 and ``sys.stdout`` lead to stderr."""
     before = sys.stdout
     try:
         descriptor = before.fileno()
@@ -166,17 +173,14 @@ def result_stream() -> Iterator[TextIO]:
         return
     before.flush()
     kept = os.dup(1)
-    out = os.fdopen(kept, "w", encoding=before.encoding, errors=before.errors)
     os.dup2(2, 1)
     try:
-        yield out
+        with open(kept, "w", encoding=before.encoding, errors=before.errors, closefd=False) as out:
+            yield out
     finally:
-        try:
-            before.flush()
-            out.flush()
-        except BrokenPipeError:
-            pass
+        before.flush()  # what Python wrote meanwhile belongs to stderr
         os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextmanager

@@ -121,7 +121,7 @@ def _probe_unguarded(name: str) -> tuple[bool, str]:
             return True, "CPU"
     elif importlib.util.find_spec(name.replace("-", "_")) is None:
         return False, f"{name} is not installed"
-    from ssm_export.engines._cuda import find_gpus
+    from ssm_export.machine import find_gpus
 
     gpus = find_gpus()
     if not gpus:

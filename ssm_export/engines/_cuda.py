@@ -1,76 +1,18 @@
 """The little of CUDA that a TensorRT runner needs, through the driver library and ctypes.
 
-``libcuda`` comes with the driver, so this needs no CUDA toolkit and no Python package. Where there
-is no driver, :func:`find_gpus` says so with an empty list.
+``libcuda`` comes with the driver, so this needs no CUDA toolkit and no Python package.
 """
 
 from __future__ import annotations
 
 import ctypes
-import sys
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ssm_export import errors
 from ssm_export.errors import SsmExportError
-
-_CAPABILITY_MAJOR = 75
-_CAPABILITY_MINOR = 76
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU as the driver reports it; memory in bytes."""
-
-    index: int
-    name: str
-    compute_capability: tuple[int, int]
-    memory_bytes: int
-    driver_cuda: str
-
-
-def load_driver() -> ctypes.CDLL | None:
-    """The driver library, initialised, or None where there is none or no GPU."""
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        driver = ctypes.CDLL(name)
-    except OSError:
-        return None
-    return driver if driver.cuInit(0) == 0 else None
-
-
-def find_gpus() -> list[Gpu]:
-    """The GPUs of this machine; empty where there are none."""
-    driver = load_driver()
-    if driver is None:
-        return []
-    count, version = ctypes.c_int(), ctypes.c_int()
-    if driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return []
-    driver.cuDriverGetVersion(ctypes.byref(version))
-    cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    gpus = []
-    for index in range(count.value):
-        device, memory = ctypes.c_int(), ctypes.c_size_t()
-        name = ctypes.create_string_buffer(256)
-        major, minor = ctypes.c_int(), ctypes.c_int()
-        driver.cuDeviceGet(ctypes.byref(device), index)
-        driver.cuDeviceGetName(name, len(name), device)
-        driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-        driver.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device)
-        driver.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, device)
-        gpus.append(
-            Gpu(
-                index,
-                name.value.decode(errors="replace"),
-                (major.value, minor.value),
-                memory.value,
-                cuda,
-            )
-        )
-    return gpus
+from ssm_export.machine import load_driver
 
 
 class Device:

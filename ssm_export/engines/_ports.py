@@ -88,6 +88,4 @@ def _some(names: list[str]) -> str:
 def _bad(form: str, what: str, ports: tuple[Port, ...]) -> SsmExportError:
     shown = "; ".join(str(port) for port in ports[:4])
     more = f"; and {len(ports) - 4} more" if len(ports) > 4 else ""
-    return SsmExportError(
-        errors.BAD_FEED, what, where=f"{form} graph", fix=f"feed {shown}{more}"
-    )
+    return SsmExportError(errors.BAD_FEED, what, where=f"{form} graph", fix=f"feed {shown}{more}")

@@ -13,14 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
-import ssm_export
 from ssm_export import errors
 from ssm_export.engines._ports import Port
 from ssm_export.errors import SsmExportError, missing_package
 from ssm_export.progress import Progress
-
-OLDEST_CAPABILITY: Final = (8, 0)
-"""Turing (7.5) is left out of an engine for every GPU: TensorRT-RTX has no fp32 product for it."""
 
 _WORKER: Final = "ssm_export.engines._trt_worker"
 _LAST_LINES: Final = 12
@@ -35,7 +31,7 @@ class BuildRequest:
         onnx: the graph; its weights are found beside it.
         output: where the engine is written.
         shapes: input name -> smallest, best and largest shape.
-        capability: the GPU to build for; None for all that TensorRT-RTX lists.
+        capability: the GPU to build for; None for every one from Ampere on (RTX).
         has_gpu: whether the engine can be loaded here to see that it loads.
     """
 
@@ -49,10 +45,9 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class Built:
-    """What was built: the library's version, the GPUs, the network's ports, the warnings."""
+    """What was built: the library's version, the network's ports, the warnings."""
 
     version: str
-    capabilities: tuple[str, ...]
     inputs: list[Port]
     outputs: list[Port]
     warnings: tuple[str, ...]
@@ -110,7 +105,7 @@ def build_in_child(request: BuildRequest, label: str, progress: Progress) -> Bui
 def _environment(engine: str) -> dict[str, str]:
     environment = dict(os.environ)
     environment["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if engine == "tensorrt-rtx" else "0"
-    package = str(Path(ssm_export.__file__).resolve().parent.parent)
+    package = str(Path(__file__).resolve().parents[2])
     inherited = environment.get("PYTHONPATH")
     environment["PYTHONPATH"] = package + (os.pathsep + inherited if inherited else "")
     return environment
@@ -131,7 +126,6 @@ def _follow(
                     "output": str(request.output),
                     "shapes": request.shapes,
                     "capability": request.capability,
-                    "oldest_capability": OLDEST_CAPABILITY,
                     "has_gpu": request.has_gpu,
                 }
             )
@@ -161,7 +155,6 @@ def _built(message: dict[str, Any], warnings: list[str]) -> Built:
 
     return Built(
         version=message["version"],
-        capabilities=tuple(f"{major}.{minor}" for major, minor in message["capabilities"]),
         inputs=ports("inputs"),
         outputs=ports("outputs"),
         warnings=tuple(dict.fromkeys(warnings)),
@@ -169,9 +162,7 @@ def _built(message: dict[str, Any], warnings: list[str]) -> Built:
     )
 
 
-def _build_error(
-    last: dict[str, Any], status: int, tail: list[str], where: str
-) -> SsmExportError:
+def _build_error(last: dict[str, Any], status: int, tail: list[str], where: str) -> SsmExportError:
     if last.get("kind") == "failed":
         what = "; ".join(" ".join(cause.split()) for cause in last["causes"][-4:])
     else:

@@ -84,13 +84,12 @@ def build_engine(request: dict[str, Any], messages: Messages, relay: _Relay) -> 
     for name, (low, best, high) in request["shapes"].items():
         profile.add(name, min=tuple(low), opt=tuple(best), max=tuple(high))
     options: dict[str, Any] = {"profiles": [profile], "progress_monitor": _monitor(trt, messages)}
-    capabilities: list[list[int]] = []
     if rtx:
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
-        capabilities = _capabilities(trt, request["capability"], request["oldest_capability"])
-        pairs = [(major, minor) for major, minor in capabilities]
-        config: Any = CreateConfigRTX(compute_capabilities=pairs, **options)
+        wanted = request["capability"]
+        only = [_listed(trt, (wanted[0], wanted[1]))] if wanted else None
+        config: Any = CreateConfigRTX(compute_capabilities=only, **options)
     else:
         config = CreateConfig(**options)
 
@@ -105,26 +104,18 @@ def build_engine(request: dict[str, Any], messages: Messages, relay: _Relay) -> 
         stream.write(memoryview(plan))
     return {
         "version": str(trt.__version__),
-        "capabilities": capabilities,
         "inputs": inputs,
         "outputs": outputs,
         "loads": _loads(trt, plan) if request["has_gpu"] else None,
     }
 
 
-def _capabilities(trt: Any, wanted: list[int] | None, oldest: list[int]) -> list[list[int]]:
-    """The wanted capability, or every one that the package lists from ``oldest`` on."""
-    listed = []
-    for name in trt.ComputeCapability.__members__:
-        found = re.fullmatch(r"SM(\d+)(\d)", name)
-        if found:
-            listed.append([int(found[1]), int(found[2])])
-    if wanted is None:
-        return sorted(pair for pair in listed if pair >= oldest)
-    if wanted not in listed:
-        shown = ", ".join(f"{major}.{minor}" for major, minor in sorted(listed))
+def _listed(trt: Any, wanted: tuple[int, int]) -> tuple[int, int]:
+    """``wanted``, when the package can build for it."""
+    if f"SM{wanted[0]}{wanted[1]}" not in trt.ComputeCapability.__members__:
+        shown = ", ".join(name for name in trt.ComputeCapability.__members__ if "SM" in name)
         raise ValueError(f"compute capability {wanted[0]}.{wanted[1]} is not one of {shown}")
-    return [wanted]
+    return wanted
 
 
 _NUMPY_NAMES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}

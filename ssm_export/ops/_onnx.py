@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import onnx
@@ -40,7 +41,14 @@ def schema(spec: OpSpec) -> onnx.defs.OpSchema:
     )
 
 
-def function(spec: OpSpec, form: str, call: Call, overload: str = "") -> ir.Function:
+def function(
+    spec: OpSpec,
+    form: str,
+    call: Call,
+    overload: str = "",
+    body: Callable[..., Any] | None = None,
+    domains: Mapping[str, int] | None = None,
+) -> ir.Function:
     """Trace one body of an operator into a function.
 
     Args:
@@ -48,6 +56,8 @@ def function(spec: OpSpec, form: str, call: Call, overload: str = "") -> ir.Func
         form: a key of ``spec.bodies``.
         call: what the body is specialised for.
         overload: tells functions of one operator apart in one model.
+        body: another body than the operator's own, such as one of a runtime's fused operators.
+        domains: versions of the domains that ``body`` uses besides the standard one.
 
     Returns:
         A function of standard operators. Its inputs end with the last one that is present, as the
@@ -56,7 +66,7 @@ def function(spec: OpSpec, form: str, call: Call, overload: str = "") -> ir.Func
     """
     from onnxscript import build_function
 
-    body = spec.bodies[form]
+    traced = body or spec.bodies[form]
     used = max(i for i, port in enumerate(spec.inputs) if port.name in call.present) + 1
     inputs = [
         ir.Value(name=port.name, type=ir.TensorType(_dtype(port, call)))
@@ -67,7 +77,7 @@ def function(spec: OpSpec, form: str, call: Call, overload: str = "") -> ir.Func
     absent = [None] * (len(spec.inputs) - used)
 
     def trace(op: Any, *values: ir.Value | None) -> Any:
-        return body(op, call, *values, *absent)
+        return traced(op, call, *values, *absent)
 
     made = build_function(
         trace,
@@ -78,7 +88,7 @@ def function(spec: OpSpec, form: str, call: Call, overload: str = "") -> ir.Func
             ir.convenience.convert_attribute(name, _as_onnx(call.attributes.get(name, default)))
             for name, default in spec.attributes.items()
         ],
-        opset_imports={"": OPSET},
+        opset_imports={"": OPSET, **(domains or {})},
     )
     for index, port in enumerate(spec.inputs[:used]):
         made.inputs[index].name = port.name

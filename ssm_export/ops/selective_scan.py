@@ -107,7 +107,8 @@ def step(
     C = b.to_fp32(op, C, call.type("T"))
     state = op.Transpose(b.to_fp32(op, past, call.type("S")), perm=[0, 2, 1])
     decay = op.Exp(op.Mul(delta, op.Transpose(A, perm=[1, 0])))
-    state = op.Add(op.Mul(decay, state), op.MatMul(op.Transpose(B, perm=[0, 2, 1]), inflow))
+    B = op.Reshape(B, [0, call.sizes["N"], 1])
+    state = op.Add(op.Mul(decay, state), op.Mul(B, inflow))
     y = _finish(op, call, op.MatMul(C, state), u, D, z, valid)
     return y, b.from_fp32(op, op.Transpose(state, perm=[0, 2, 1]), call.type("S"))
 
@@ -118,8 +119,7 @@ def chunked(
 ) -> tuple[Any, Any]:  # fmt: skip
     """Any number of tokens: a Scan over chunks of GROUPS groups of POSITIONS tokens.
 
-    Inside a chunk the groups go side by side from a zero state; the states between the groups
-    follow from their last states and decays; what a group inherits is added to its outputs.
+    Memory is that of one chunk's states, whatever T is; see :func:`_chunk` for what a chunk does.
     """
     length = b.length_of(op, u)
     u, delta, inflow, B, valid = _prepare(op, call, u, dt, B, dt_bias, lengths)
@@ -127,11 +127,10 @@ def chunked(
     chunks, padded, padding = b.chunk_counts(op, length, POSITIONS * GROUPS)
     pads = op.Concat([0, 0, 0, 0], padding, [0], axis=0)
 
-    def arrange(x: Any, width: int, name: str, axis: int) -> Any:
-        """(B,T,W) → (chunks, POSITIONS, B, GROUPS, 1, W), or (…, W, 1) for axis 5."""
+    def arrange(x: Any, width: int, name: str) -> Any:
+        """(B,T,W) → (chunks,B,GROUPS,POSITIONS,W), padded with zeros."""
         shape = op.Concat([0], chunks, [GROUPS, POSITIONS, width], axis=0)
-        x = op.Transpose(op.Reshape(op.Pad(x, pads), shape), perm=[1, 3, 0, 2, 4])
-        return b.label(op.Unsqueeze(x, [axis]), name)
+        return b.label(op.Transpose(op.Reshape(op.Pad(x, pads), shape), perm=[1, 0, 2, 3, 4]), name)
 
     channels, states = call.sizes["D"], call.sizes["N"]
     A_rows = b.label(op.Transpose(A, perm=[1, 0]), "A_rows")
@@ -141,46 +140,63 @@ def chunked(
         return _chunk(op, A_rows, state, delta, inflow, B, C)
 
     sequences = [
-        arrange(delta, channels, "delta_chunks", 4),
-        arrange(inflow, channels, "inflow_chunks", 4),
-        arrange(B, states, "B_chunks", 5),
-        arrange(C, states, "C_chunks", 4),
+        arrange(delta, channels, "delta_chunks"),
+        arrange(inflow, channels, "inflow_chunks"),
+        arrange(B, states, "B_chunks"),
+        arrange(C, states, "C_chunks"),
     ]
     names = ["state", "delta", "inflow", "B", "C", "y"]
     state, y = b.scan(op, over_chunk, [start], sequences, names, 1)
-    y = op.Transpose(op.Squeeze(y, [4]), perm=[2, 0, 3, 1, 4])
-    y = op.Reshape(y, op.Concat([0], padded, [channels], axis=0))
+    shape = op.Concat([0], padded, [channels], axis=0)
+    y = op.Reshape(op.Transpose(y, perm=[1, 0, 2, 3, 4]), shape)
     y = _finish(op, call, op.Slice(y, [0], length, [1]), u, D, z, valid)
     return y, b.from_fp32(op, op.Transpose(state, perm=[0, 2, 1]), call.type("S"))
 
 
 def _chunk(op: Any, A: Any, state: Any, delta: Any, inflow: Any, B: Any, C: Any) -> Any:
-    """One chunk: state (B,N,D) and (POSITIONS,B,GROUPS,1,D) → state, y of the same shape."""
-    delta, inflow, B, C = (
-        op.Split(value, axis=0, num_outputs=POSITIONS, _outputs=POSITIONS)
-        for value in (delta, inflow, B, C)
-    )
-    local, decay = None, None
-    locals_, decays = [], []
+    """One chunk, with every state kept as (…,N,D): broadcasting then runs along the channels.
+
+    The groups go side by side from a zero state (``own``). Their last states and their total
+    decays give the state that each group inherits. What it inherits decays along the group
+    (``inherited``) and adds to the outputs, which are linear in the state.
+
+    Args:
+        op: the builder.
+        A: (N,D).
+        state: (B,N,D) before the chunk.
+        delta: (B,GROUPS,POSITIONS,D), as is ``inflow``; ``B`` and ``C`` end in N instead.
+
+    Returns:
+        the state after the chunk, and y (B,GROUPS,POSITIONS,D).
+    """
+
+    def positions(x: Any, axis: int = 2) -> Any:
+        return op.Split(x, axis=axis, num_outputs=POSITIONS, _outputs=POSITIONS)
+
+    def groups(x: Any) -> Any:
+        return op.Split(x, axis=1, num_outputs=GROUPS, _outputs=GROUPS)
+
+    total = op.ReduceSum(delta, [2], keepdims=1)
+    total_decay = b.label(op.Exp(op.Mul(total, A)), "group_decay")
+    delta, inflow, C = positions(delta), positions(inflow), positions(C)
+    B = positions(op.Transpose(B, perm=[0, 1, 3, 2]), 3)
+    decays, own = [], []
     for r in range(POSITIONS):
-        a = op.Exp(op.Mul(delta[r], A))
+        decays.append(b.label(op.Exp(op.Mul(delta[r], A)), "decay"))
         added = op.Mul(B[r], inflow[r])
-        local = added if local is None else op.Add(op.Mul(a, local), added)
-        decay = a if decay is None else op.Mul(decay, a)
-        locals_.append(local)
-        decays.append(decay)
-    group_decays = op.Split(decay, axis=2, num_outputs=GROUPS, _outputs=GROUPS)
-    group_locals = op.Split(local, axis=2, num_outputs=GROUPS, _outputs=GROUPS)
-    carried = op.Unsqueeze(state, [0, 2])
-    inherited = []
-    for g in range(GROUPS):
-        inherited.append(carried)
-        carried = op.Add(op.Mul(group_decays[g], carried), group_locals[g])
-    before = op.Concat(*inherited, axis=2)
-    outputs = [
-        op.MatMul(C[r], op.Add(locals_[r], op.Mul(decays[r], before))) for r in range(POSITIONS)
-    ]
-    return op.Squeeze(carried, [0, 2]), op.Concat(*outputs, axis=0)
+        if own:
+            added = op.Add(op.Mul(decays[r], own[-1]), added)
+        own.append(b.label(added, "own"))
+    carried = [op.Unsqueeze(state, [1])]
+    for decay, last in zip(groups(total_decay), groups(own[-1]), strict=True):
+        carried.append(b.label(op.Add(op.Mul(decay, carried[-1]), last), "carried"))
+    inherited = b.label(op.Concat(*carried[:-1], axis=1), "inherited")
+    outputs = []
+    for r in range(POSITIONS - 1):
+        inherited = b.label(op.Mul(decays[r], inherited), "inherited")
+        outputs.append(op.Add(op.MatMul(C[r], own[r]), op.MatMul(C[r], inherited)))
+    outputs.append(op.MatMul(C[-1], op.Concat(*carried[1:], axis=1)))
+    return op.Squeeze(carried[-1], [1]), op.Concat(*outputs, axis=2)
 
 
 SPEC = OpSpec(

@@ -123,57 +123,82 @@ def chunked(
         delta = b.keep(op, rows, delta)
         inflow_x, B = b.keep(op, valid, x), b.keep(op, valid, B)
     inflow = b.label(op.Mul(inflow_x, op.Unsqueeze(delta, [3])), "inflow")
+    log_decay = b.label(op.Mul(delta, A), "log_decay")
     chunks, padded, padding = b.chunk_counts(op, length, chunk)
 
-    def arrange(value: Any, sizes: list[int], perm: list[int], name: str) -> Any:
-        """(B,T,…) → (chunks, B, …) with time padded by zeros to whole chunks."""
-        rank = 2 + (1 if value is log_decay else 2)
-        zeros = [0] * (rank - 2)
-        pads = op.Concat([0] * (rank + 1), padding, zeros, axis=0)
-        shape = op.Concat([0], chunks, [chunk, *sizes], axis=0)
-        return b.label(op.Transpose(op.Reshape(op.Pad(value, pads), shape), perm=perm), name)
+    def arrange(value: Any, rank: int, width: int, name: str) -> Any:
+        """(B,T,…) of G equal parts → (chunks,B,G,Q,width), padded with zeros."""
+        pads = op.Concat([0] * (rank + 1), padding, [0] * (rank - 2), axis=0)
+        shape = op.Concat([0], chunks, [chunk, groups, width], axis=0)
+        value = op.Reshape(op.Pad(value, pads), shape)
+        return b.label(op.Transpose(value, perm=[1, 0, 3, 2, 4]), name)
 
-    log_decay = b.label(op.Mul(delta, A), "log_decay")
     sequences = [
-        arrange(log_decay, [groups, each], [1, 0, 3, 4, 2], "log_decay_chunks"),
-        arrange(inflow, [groups, each, width], [1, 0, 3, 4, 2, 5], "inflow_chunks"),
-        arrange(B, [groups, states], [1, 0, 3, 2, 4], "B_chunks"),
-        arrange(C, [groups, states], [1, 0, 3, 2, 4], "C_chunks"),
+        arrange(log_decay, 3, each, "log_decay_chunks"),
+        arrange(inflow, 4, each * width, "inflow_chunks"),
+        arrange(B, 4, states, "B_chunks"),
+        arrange(C, 4, states, "C_chunks"),
     ]
-    causal = b.label(op.Constant(value=b.tensor(np.tril(np.ones((chunk, chunk), bool)))), "causal")
     start = op.Reshape(b.to_fp32(op, past, S), [0, groups, each * width, states])
+    start = op.Transpose(start, perm=[0, 1, 3, 2])
+    causal = b.label(op.Constant(value=b.tensor(np.tril(np.ones((chunk, chunk), bool)))), "causal")
 
     def over_chunk(op: Any, state: Any, log_decay: Any, inflow: Any, B: Any, C: Any) -> Any:
-        """state (B,G,H/G·P,N), log_decay (B,G,H/G,Q), inflow (B,G,H/G,Q,P), B, C (B,G,Q,N)."""
-        total = b.label(op.CumSum(log_decay, 3), "cumulated")
-        rows, columns = op.Unsqueeze(total, [4]), op.Unsqueeze(total, [3])
-        weights = op.Exp(op.Min(op.Sub(rows, columns), 0.0))
-        weights = op.Where(causal, weights, 0.0)
-        scores = op.MatMul(C, op.Transpose(B, perm=[0, 1, 3, 2]))
-        y = op.MatMul(op.Mul(weights, op.Unsqueeze(scores, [2])), inflow)
-        carried = op.MatMul(C, op.Transpose(state, perm=[0, 1, 3, 2]))
-        carried = op.Reshape(carried, [0, groups, chunk, each, width])
-        carried = op.Mul(op.Transpose(carried, perm=[0, 1, 3, 2, 4]), op.Exp(rows))
-        last = op.Slice(total, [chunk - 1], [chunk], [3])
-        kept = op.Unsqueeze(op.Exp(op.Min(op.Sub(last, total), 0.0)), [4])
-        flow = op.Transpose(op.Mul(inflow, kept), perm=[0, 1, 2, 4, 3])
-        flow = op.MatMul(op.Reshape(flow, [0, groups, each * width, chunk]), B)
-        decay = op.Unsqueeze(op.Exp(last), [4])
-        state = op.Reshape(state, [0, groups, each, width, states])
-        state = op.Reshape(op.Mul(state, decay), [0, groups, each * width, states])
-        return op.Add(state, flow), op.Add(y, carried)
+        return _chunk(op, (chunk, each, width), causal, state, log_decay, inflow, B, C)
 
     names = ["state", "log_decay", "inflow", "B", "C", "y"]
     state, y = b.scan(op, over_chunk, [start], sequences, names, 1)
-    y = op.Transpose(y, perm=[1, 0, 4, 2, 3, 5])
+    y = op.Transpose(y, perm=[1, 0, 3, 2, 4])
     y = op.Reshape(y, op.Concat([0], padded, [heads, width], axis=0))
     y = op.Slice(y, [0], length, [1])
     if D is not None:
         y = op.Add(y, op.Mul(x, op.Unsqueeze(D, [1])))
     if valid is not None:
         y = b.keep(op, valid, y)
-    present = op.Reshape(state, [0, heads, width, states])
+    present = op.Reshape(op.Transpose(state, perm=[0, 1, 3, 2]), [0, heads, width, states])
     return b.from_fp32(op, y, T), b.from_fp32(op, present, S)
+
+
+def _chunk(
+    op: Any, sizes: tuple[int, int, int], causal: Any,
+    state: Any, log_decay: Any, inflow: Any, B: Any, C: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """One chunk in matrix products; E = H/G heads share B and C.
+
+    With l the cumulated log decay, ``y_i = sum_{j<=i} exp(l_i - l_j) (C_i . B_j) inflow_j +
+    exp(l_i) C_i S`` and ``S' = exp(l_Q) S + sum_j exp(l_Q - l_j) B_j inflow_j``. Differences of l
+    are clamped to 0 before exp, so rounding cannot make a decay grow.
+
+    Args:
+        op: the builder.
+        sizes: Q, E, P.
+        causal: (Q,Q) bool, the lower triangle.
+        state: S (B,G,N,E·P).
+        log_decay: (B,G,Q,E); inflow (B,G,Q,E·P); B, C (B,G,Q,N).
+
+    Returns:
+        S' and y (B,G,Q,E·P).
+    """
+    chunk, each, width = sizes
+    total = b.label(op.CumSum(log_decay, 2), "cumulated")
+    by_head = op.Transpose(total, perm=[0, 1, 3, 2])
+    gaps = op.Sub(op.Unsqueeze(by_head, [4]), op.Unsqueeze(by_head, [3]))
+    decay = b.label(op.Exp(op.Min(gaps, 0.0)), "decay")
+    scores = op.MatMul(C, op.Transpose(B, perm=[0, 1, 3, 2]))
+    scores = b.label(op.Where(causal, scores, 0.0), "scores")
+    heads = b.label(op.Reshape(inflow, [0, 0, chunk, each, width]), "inflow_heads")
+    y = op.MatMul(op.Mul(decay, op.Unsqueeze(scores, [2])), op.Transpose(heads, perm=[0, 1, 3, 2, 4]))
+    y = b.label(op.Transpose(y, perm=[0, 1, 3, 2, 4]), "y_inside")
+    carried = op.Reshape(op.MatMul(C, state), [0, 0, chunk, each, width])
+    carried = op.Mul(carried, op.Unsqueeze(op.Exp(total), [4]))
+    y = op.Reshape(op.Add(y, carried), [0, 0, chunk, each * width])
+    last = op.Slice(total, [chunk - 1], [chunk], [2])
+    kept = op.Exp(op.Min(op.Sub(last, total), 0.0))
+    kept = op.Reshape(op.Mul(heads, op.Unsqueeze(kept, [4])), [0, 0, chunk, each * width])
+    flow = op.MatMul(op.Transpose(B, perm=[0, 1, 3, 2]), kept)
+    remains = op.Expand(op.Unsqueeze(op.Exp(last), [4]), [1, 1, 1, each, width])
+    remains = op.Reshape(remains, [0, 0, 1, each * width])
+    return op.Add(op.Mul(state, remains), flow), y
 
 
 SPEC = OpSpec(

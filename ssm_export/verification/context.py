@@ -80,13 +80,22 @@ class Context:
         _, state = feeding.prefill(self.model, ids[:, :-1])
         return self.model.step(ids[:, -1:], state)
 
-    def true_logits(self, tokens: int) -> np.ndarray:
-        """The truth's logits (B,1,V) after the first ``tokens`` tokens of the prompt."""
-        assert self.prompt.logits is not None
-        return self.prompt.logits[:, tokens - 1 : tokens]
+    def true_logits(self, tokens: int) -> np.ndarray | None:
+        """The truth's logits (B,1,V) after the first ``tokens`` tokens of the prompt; None where
+        they are not known, as a large vocabulary has only those of the last token recorded."""
+        logits, length = self.prompt.logits, self.prompt.input_ids.shape[1]
+        if logits is None:
+            return None
+        if tokens == length:
+            return logits[:, -1:]
+        return logits[:, tokens - 1 : tokens] if logits.shape[1] == length else None
 
-    def logits_agree(self, run: str, got: np.ndarray, want: np.ndarray) -> list[Measurement]:
-        """Logits against the truth: both gates."""
+    def logits_agree(
+        self, run: str, got: np.ndarray, want: np.ndarray | None
+    ) -> list[Measurement]:
+        """Logits against the truth: both gates. Nothing where the truth has none."""
+        if want is None:
+            return []
         return self._agree(run, self.logits_place, got, want)
 
     def states_agree(

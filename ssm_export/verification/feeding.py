@@ -1,12 +1,13 @@
-"""Feeding prompts to a model whose engine takes only so many tokens at once."""
+"""Feeding a model: prompts in the pieces that its engine takes, and then token by token."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 
-from ssm_export.engines.runner import Arrays, Recurrent
+from ssm_export.engines.runner import Arrays, Recurrent, Resident
 
 
 def longest_chunk(model: Recurrent) -> int | None:
@@ -64,3 +65,33 @@ def in_pieces(
     last_piece = np.searchsorted(ends, np.maximum(lengths, 1))
     picked = [parts[piece][row : row + 1] for row, piece in enumerate(last_piece)]
     return np.concatenate(picked), dict(past)
+
+
+class Stepper:
+    """One token per row and call, each from the state of the one before.
+
+    A runner that can keep the states on its device does (:class:`Resident`), so only ids and
+    logits are copied.
+
+    Args:
+        model: the loaded bundle.
+        state: the ``past_*`` arrays to begin with.
+    """
+
+    def __init__(self, model: Recurrent, state: Mapping[str, np.ndarray]) -> None:
+        self._model = model
+        self._state = state
+        self._resident: Resident | None = None
+        if hasattr(model.runner, "advance") and hasattr(model.runner, "load_state"):
+            self._resident = cast(Resident, model.runner)
+            self._resident.load_state(state)
+
+    def __call__(self, input_ids: np.ndarray) -> np.ndarray:
+        """input_ids (B,1) → logits (B,1,V)."""
+        if self._resident is None:
+            logits, self._state = self._model.step(input_ids, self._state)
+            return logits
+        lengths = None
+        if self._model.bundle.manifest.ragged:
+            lengths = np.ones(input_ids.shape[0], dtype=np.int32)
+        return self._resident.advance("step", input_ids.astype(np.int64), lengths)

@@ -1,8 +1,11 @@
-"""Opening a runner, one graph at a time where two would not fit into memory."""
+"""Opening a runner, one graph at a time where two would not fit into memory.
+
+Where not even one fits with its weights packed, ONNX Runtime is opened in its slower low-memory way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -12,8 +15,9 @@ import numpy as np
 from ssm_export.bundle import Bundle
 from ssm_export.engines.runner import Arrays, Runner
 
-ROOM: Final = 4.0
-"""A runtime may hold a graph's weights twice while it loads them, and there are two graphs."""
+ROOM: Final = {"fp32": 2.5, "fp16": 5.0, "bf16": 5.0}
+"""Memory that a CPU runtime takes for one graph, as a multiple of the weights file: the file's
+pages, and a copy packed for its kernels, in fp32 whatever the precision."""
 _MEMINFO: Final = Path("/proc/meminfo")
 
 
@@ -24,9 +28,9 @@ class OneForm:
     holds only that.
     """
 
-    def __init__(self, bundle: Bundle, name: str, lowering: str | None, threads: int | None) -> None:
-        self._arguments = bundle, name, lowering, threads
-        self._runner = _open(*self._arguments)
+    def __init__(self, open_one: Callable[[], Runner]) -> None:
+        self._open = open_one
+        self._runner = open_one()
         self._form: str | None = None
         self.info = self._runner.info
         self.max_chunk: int | None = getattr(self._runner, "max_chunk", None)
@@ -35,7 +39,7 @@ class OneForm:
         """Run one graph, after freeing the other."""
         if self._form not in (None, form):
             self._runner.close()
-            self._runner = _open(*self._arguments)
+            self._runner = self._open()
         self._form = form
         return self._runner.run(form, feeds)
 
@@ -55,10 +59,7 @@ def opened(
     if not isinstance(runner, str):
         yield runner
         return
-    available = available_memory()
-    scarce = available is not None and bundle.manifest.weights.bytes * ROOM > available
-    make = OneForm if scarce else _open
-    loaded: Runner = make(bundle, runner, lowering, threads)
+    loaded = _load(bundle, runner, lowering, threads)
     try:
         yield loaded
     finally:
@@ -76,7 +77,22 @@ def available_memory() -> int | None:
     return None
 
 
-def _open(bundle: Bundle, name: str, lowering: str | None, threads: int | None) -> Runner:
+def _load(bundle: Bundle, name: str, lowering: str | None, threads: int | None) -> Runner:
     from ssm_export.engines import open_runner
 
-    return open_runner(bundle, name, lowering=lowering, threads=threads)
+    available = available_memory()
+    needed = bundle.manifest.weights.bytes * ROOM[bundle.manifest.precision]
+    tight = available is not None and needed > available
+
+    def open_one() -> Runner:
+        return open_runner(
+            bundle,
+            name,
+            lowering=lowering,
+            threads=threads,
+            low_memory=tight and name == "onnxruntime",
+        )
+
+    if available is None or 2 * needed <= available:
+        return open_one()
+    return OneForm(open_one)

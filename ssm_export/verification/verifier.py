@@ -107,7 +107,9 @@ def save_report(bundle: Bundle, report: VerifyReport) -> None:
     """Write ``reports/verify.json``; the worst errors go to the manifest when all is well."""
     path = bundle.path / REPORT
     path.parent.mkdir(exist_ok=True)
-    write_atomically(path, json.dumps(report.as_json(), indent=2) + "\n")
+    document = report.as_json()
+    del document["bundle"]  # the report lies in it, and the folder may be moved
+    write_atomically(path, json.dumps(document, indent=2) + "\n")
     if report.ok and report.against == "parity":
         prefix = f"{report.runner}/{report.lowering}"
         for name, worst in report.measured.items():

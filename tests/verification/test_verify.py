@@ -35,7 +35,7 @@ def test_the_report_is_saved_and_the_worst_errors_reach_the_manifest(tmp_path):
     bundle = make_toy_bundle(tmp_path / "toy")
     report = verify(bundle, runner=PlainRunner(bundle), checks=["logits", "ragged"])
     saved = json.loads((bundle.path / "reports/verify.json").read_text())
-    assert saved == json.loads(json.dumps(report.as_json()))
+    assert {"bundle": str(bundle.path), **saved} == json.loads(json.dumps(report.as_json()))
     assert {"name", "ok", "worst", "tolerance", "where"} <= saved["checks"][0].keys()
     measured = Bundle.open(bundle.path).manifest.measured
     assert 0 < measured["plain/canonical/logits nmse"] < 1e-12
@@ -62,21 +62,21 @@ def test_a_bundle_without_a_drift_vector_does_not_pass_the_drift_check(tmp_path)
     assert report.ok
 
 
-@pytest.mark.parametrize("form", ["prefill", "step"])
 @pytest.mark.parametrize(
-    ("kind", "layer", "place"),
+    ("kind", "layer", "form", "place"),
     [
-        ("weight in_proj", 0, BEFORE),
-        ("weight in_proj", 2, BEFORE),
-        ("nan", 1, BEFORE),
-        ("chunk boundary", 2, INSIDE),
+        ("weight in_proj", 0, "prefill", BEFORE),
+        ("weight in_proj", 2, "prefill", BEFORE),
+        ("weight in_proj", 0, "step", BEFORE),
+        ("weight in_proj", 2, "step", BEFORE),
+        ("nan", 1, "prefill", BEFORE),
+        ("nan", 1, "step", BEFORE),
+        ("chunk boundary", 2, "prefill", INSIDE),
     ],
 )
 def test_a_fault_in_one_layer_fails_against_the_truth_and_is_named(
-    verify_fault, form, kind, layer, place
+    verify_fault, kind, layer, form, place
 ):
-    if (kind, form) == ("chunk boundary", "step"):
-        pytest.skip("a step never crosses a chunk")
     report = verify_fault(Fault(kind, layer, form), "logits", "states", bisect=True)
     found = results(report)
     assert found["logits"].ok is False
@@ -147,6 +147,19 @@ def test_a_state_that_saturates_shows_only_after_many_steps(verify_fault):
         "drift": False,
     }
     assert INSIDE.format(1) in found["drift"].where
+
+
+@pytest.mark.parametrize(("fault", "ok"), [("none", True), ("chunk boundary", False)])
+def test_where_only_the_last_logits_are_recorded_lengths_are_held_to_the_end(tmp_path, fault, ok):
+    bundle = make_toy_bundle(tmp_path / "toy", fault=Fault(fault, 0, "prefill"))
+    path = bundle.path / "parity/prefill.npz"
+    arrays = dict(np.load(path))
+    arrays["logits"] = arrays["logits"][:, -1:]
+    np.savez(path, **arrays)
+    report = verify(bundle, runner=PlainRunner(bundle), checks=["lengths", "logits"], save=False)
+    assert [check.ok for check in report.checks] == [ok, ok]
+    if not ok:
+        assert "then of the other 69: past_ssm.0 departs first" in results(report)["lengths"].where
 
 
 def test_padding_that_is_seen_fails_the_ragged_check(verify_fault):

@@ -67,25 +67,34 @@ def splits(context: Context) -> Outcome:
         logits, states = feeding.in_pieces(context.model, ids, cut)
         found += context.same(run, (logits, states), context.whole, context.gates.repetition)
         found += context.states_agree(run, states, prompt.states)
-        if prompt.logits is not None:
-            found += context.logits_agree(run, logits[:, -1:], context.true_logits(tokens))
+        found += context.logits_agree(run, logits[:, -1:], context.true_logits(tokens))
     return Outcome(found, f"{len(pieces)} splits of {tokens} tokens")
 
 
 def lengths(context: Context) -> Outcome:
-    """The prefill graph at several lengths: its dynamic axis is what it says."""
+    """The prefill graph at several lengths: its dynamic axis is what it says.
+
+    The logits of each length are held to the truth where it has them. Otherwise the rest of the
+    prompt is run from the state that the length left, and its end is held to the truth.
+    """
     prompt = context.prompt
-    if prompt.logits is None:
-        raise NotRun(f"the case '{prompt.name}' has no logits")
-    tokens = prompt.input_ids.shape[1]
+    ids, tokens = prompt.input_ids, prompt.input_ids.shape[1]
     known = [length for length in LENGTHS if length <= tokens]
     if len(known) < 2:
         raise NotRun(f"the prompt has {tokens} tokens, so there is no second length")
     found = []
     for length in known:
-        logits, _ = feeding.prefill(context.model, prompt.input_ids[:, :length])
+        logits, state = feeding.prefill(context.model, ids[:, :length])
         run = f"prefill of {length} tokens"
-        found += context.logits_agree(run, logits[:, -1:], context.true_logits(length))
+        want = context.true_logits(length)
+        if want is None:
+            run = f"{run}, then of the other {tokens - length}"
+            logits, state = feeding.prefill(context.model, ids[:, length:], state)
+            want = context.true_logits(tokens)
+            found += context.states_agree(run, state, prompt.states)
+        found += context.logits_agree(run, logits[:, -1:], want)
+    if not found:
+        raise NotRun(f"the case '{prompt.name}' has neither logits nor states")
     longer = [str(length) for length in LENGTHS if length > tokens]
     detail = f"lengths {', '.join(str(length) for length in known)}"
     return Outcome(found, f"{detail}; not run: {', '.join(longer)}" if longer else detail)

@@ -1,0 +1,345 @@
+"""Runs the engines of a bundle on a GPU, with TensorRT or TensorRT-RTX.
+
+Not run on the machine where it was written, which has no GPU; what comes before the GPU (which
+engine, its hash, its version) is tested there.
+
+States stay on the device between steps. Each has two buffers: one bound to the past input, the
+other to the present output, swapped after every run. One buffer for both would need the promise
+that a kernel reads all of a state before it writes any, which TensorRT does not give.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from ssm_export import errors
+from ssm_export.bundle import Bundle, EngineEntry, StateSpec, sha256
+from ssm_export.engines._cuda import Device
+from ssm_export.engines._ports import Port, check_feeds
+from ssm_export.engines._trt_build import module_name, require_packages
+from ssm_export.engines.runner import Arrays, RunnerInfo
+from ssm_export.engines.tensorrt import machine_platform
+from ssm_export.errors import SsmExportError
+from ssm_export.machine import find_gpus
+
+_NUMPY_NAMES: Final = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+_BFLOAT16: Final = "bfloat16"
+
+
+class TensorRtRunner:
+    """A bundle's engines on the first GPU. Also a :class:`~ssm_export.engines.runner.Resident`.
+
+    Args:
+        bundle: the open bundle.
+        name: ``tensorrt`` or ``tensorrt-rtx``.
+
+    Raises:
+        SsmExportError: ``NO_ENGINE``, ``HASH_MISMATCH``, ``MISSING_PACKAGE``, ``ENGINE_MISMATCH``
+            or ``NO_GPU``, in this order of looking.
+    """
+
+    def __init__(self, bundle: Bundle, name: str) -> None:
+        gpus = find_gpus()
+        capability = gpus[0].compute_capability if gpus else None
+        self.entries = choose_engines(bundle, name, capability)
+        self._states: tuple[StateSpec, ...] = bundle.manifest.states
+        self._device = Device()
+        self._trt: Any = importlib.import_module(module_name(name))
+        self._logger = self._trt.Logger(self._trt.Logger.ERROR)
+        self._runtime = self._trt.Runtime(self._logger)
+        self._engines = {form: _Engine(self, bundle, entry) for form, entry in self.entries.items()}
+        self._buffers = _Buffers(self._device)
+        self._rows = 0
+        self.info = RunnerInfo(
+            name=name,
+            versions={module_name(name): str(self._trt.__version__)},
+            device=gpus[0].name,
+            lowering="native",
+        )
+
+    @property
+    def max_chunk(self) -> int | None:
+        """The most tokens that one call of the prefill engine takes."""
+        profile = self.entries["prefill"].profile if "prefill" in self.entries else {}
+        return profile["time"][2] if "time" in profile else None
+
+    def run(self, form: str, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        """Run a graph once; the states go to the GPU and come back.
+
+        Raises:
+            SsmExportError: ``BAD_FEED``, ``BAD_OPTION`` for a size outside the engine's profile,
+                or ``RUNNER_FAILED``.
+        """
+        self._engine(form).check(feeds)
+        self.load_state({state.name_in: feeds[state.name_in] for state in self._states})
+        logits = self.advance(form, feeds["input_ids"], feeds.get("sequence_lengths"))
+        past = self.read_state()
+        present = {state.name_out: past[state.name_in] for state in self._states}
+        return {"logits": logits, **present}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Copy every ``past_*`` array to the device."""
+        self._rows = next(iter(state.values())).shape[0] if state else self._rows
+        for spec in self._states:
+            array = _to_device_type(state[spec.name_in], spec.dtype)
+            self._device.upload(self._buffers.sized(spec.name_in, array.nbytes), array)
+            self._buffers.sized(spec.name_out, array.nbytes)
+        self._device.wait()
+
+    def advance(
+        self, form: str, input_ids: np.ndarray, lengths: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Run a graph on the states on the device and leave the new ones there.
+
+        Args:
+            form: ``step`` or ``prefill``.
+            input_ids: (B,T) int64.
+            lengths: (B,) int32, for a ragged bundle.
+
+        Returns:
+            logits (B,1,V) or (B,T,V).
+        """
+        fed = {"input_ids": np.ascontiguousarray(input_ids, dtype=np.int64)}
+        if lengths is not None:
+            fed["sequence_lengths"] = np.ascontiguousarray(lengths, dtype=np.int32)
+        logits = self._engine(form).execute(fed, self._states, self._buffers)
+        for spec in self._states:
+            self._buffers.swap(spec.name_in, spec.name_out)
+        return logits
+
+    def read_state(self) -> Arrays:
+        """The states under their ``past_*`` names, copied from the device."""
+        arrays: Arrays = {}
+        raw = {}
+        for spec in self._states:
+            shape = tuple(size if isinstance(size, int) else self._rows for size in spec.shape)
+            raw[spec.name_in] = np.empty(shape, dtype=_storage(spec.dtype))
+            self._device.download(raw[spec.name_in], self._buffers.address(spec.name_in))
+        self._device.wait()
+        for spec in self._states:
+            arrays[spec.name_in] = _from_device_type(raw[spec.name_in], spec.dtype)
+        return arrays
+
+    def close(self) -> None:
+        """Free the engines and every buffer."""
+        self._engines.clear()
+        self._device.close()
+
+    def _engine(self, form: str) -> _Engine:
+        if form not in self._engines:
+            raise SsmExportError(
+                errors.NO_ENGINE,
+                f"the bundle has no {form} engine",
+                fix="ssm-export build BUNDLE builds both",
+            )
+        return self._engines[form]
+
+
+class _Engine:
+    """One deserialized engine and its execution context."""
+
+    def __init__(self, runner: TensorRtRunner, bundle: Bundle, entry: EngineEntry) -> None:
+        self._device = runner._device
+        self._entry = entry
+        self._engine = runner._runtime.deserialize_cuda_engine(bundle.file(entry.file).read_bytes())
+        if self._engine is None:
+            raise _mismatch(entry, "the runtime here does not load it")
+        self._context = self._engine.create_execution_context()
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        self._is_input = {
+            name: self._engine.get_tensor_mode(name) == runner._trt.TensorIOMode.INPUT
+            for name in names
+        }
+        self._types = {name: self._engine.get_tensor_dtype(name).name for name in names}
+        axes = {"input_ids": ("batch", "time")}
+        self._ports = tuple(
+            Port(
+                name,
+                _fed_type(self._types[name]),
+                tuple(
+                    axes.get(name, ("batch",))[axis] if size < 0 else int(size)
+                    for axis, size in enumerate(self._engine.get_tensor_shape(name))
+                ),
+            )
+            for name in names
+            if self._is_input[name]
+        )
+
+    def check(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Names, types and shapes, and that the sizes are inside the engine's profile."""
+        sizes = check_feeds(self._entry.form, self._ports, feeds)
+        for axis, size in sizes.items():
+            low, _, high = self._entry.profile.get(axis, [1, 1, size])
+            if not low <= size <= high:
+                raise SsmExportError(
+                    errors.BAD_OPTION,
+                    f"the {axis} is {size}, the engine takes {low} to {high}",
+                    where=f"{self._entry.form} engine for {self._entry.target}",
+                    fix="feed a prompt in pieces, the states carry over; or build with a larger "
+                    "--max-batch or --max-chunk",
+                )
+
+    def execute(self, fed: Arrays, states: tuple[StateSpec, ...], buffers: _Buffers) -> np.ndarray:
+        """Run once: upload what is fed, bind the states' buffers, download the logits."""
+        rows = fed["input_ids"].shape[0]
+        for name, array in fed.items():
+            self._context.set_input_shape(name, array.shape)
+            address = buffers.sized(name, array.nbytes)
+            self._device.upload(address, array)
+            self._context.set_tensor_address(name, address)
+        for spec in states:
+            shape = tuple(size if isinstance(size, int) else rows for size in spec.shape)
+            self._context.set_input_shape(spec.name_in, shape)
+            for name in (spec.name_in, spec.name_out):
+                self._context.set_tensor_address(name, buffers.address(name))
+        logits = np.empty(
+            tuple(self._context.get_tensor_shape("logits")), dtype=_storage(self._dtype("logits"))
+        )
+        address = buffers.sized("logits", logits.nbytes)
+        self._context.set_tensor_address("logits", address)
+        if not self._context.execute_async_v3(self._device.stream):
+            raise SsmExportError(
+                errors.RUNNER_FAILED,
+                "the engine did not run; TensorRT's message is above",
+                where=f"{self._entry.form} engine for {self._entry.target}",
+                fix="ssm-export doctor; then build again on this device",
+            )
+        self._device.download(logits, address)
+        self._device.wait()
+        return _from_device_type(logits, self._dtype("logits"))
+
+    def _dtype(self, name: str) -> str:
+        return _NUMPY_NAMES.get(self._types[name], self._types[name].lower())
+
+
+class _Buffers:
+    """Device buffers by tensor name, grown when more is asked for."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._held: dict[str, tuple[int, int]] = {}
+
+    def sized(self, name: str, size: int) -> int:
+        """The address of a buffer of at least ``size`` bytes; growing loses what it held."""
+        address, have = self._held.get(name, (0, 0))
+        if have < size:
+            if address:
+                self._device.free(address)
+            address = self._device.allocate(size)
+            self._held[name] = (address, size)
+        return address
+
+    def address(self, name: str) -> int:
+        """The address of a buffer that is there."""
+        return self._held[name][0]
+
+    def swap(self, one: str, other: str) -> None:
+        """Exchange two buffers."""
+        self._held[one], self._held[other] = self._held[other], self._held[one]
+
+
+def choose_engines(
+    bundle: Bundle, kind: str, capability: tuple[int, int] | None
+) -> dict[str, EngineEntry]:
+    """The engine of each form that this machine can run.
+
+    Args:
+        bundle: the open bundle.
+        kind: ``tensorrt`` or ``tensorrt-rtx``.
+        capability: compute capability of the GPU here, None where there is none.
+
+    Raises:
+        SsmExportError: ``NO_ENGINE`` when the bundle has none of this kind; otherwise what keeps
+            the last one that was looked at from running.
+    """
+    entries = [entry for entry in bundle.manifest.engines if entry.engine == kind]
+    if not entries:
+        raise SsmExportError(
+            errors.NO_ENGINE,
+            f"the bundle has no engine of kind '{kind}'",
+            where=str(bundle.path),
+            fix=f"ssm-export build {bundle.path} --engine {kind} --target TARGET",
+        )
+    for entry in entries:
+        path = bundle.file(entry.file)
+        if path.stat().st_size != entry.file.bytes or sha256(path) != entry.file.sha256:
+            raise SsmExportError(
+                errors.HASH_MISMATCH,
+                f"'{entry.file.path}' is not the engine that was built (its SHA-256 differs)",
+                where=str(bundle.path),
+                fix=f"ssm-export build {bundle.path} --target {entry.target}",
+            )
+    require_packages(kind)
+    chosen: dict[str, EngineEntry] = {}
+    misfit: SsmExportError | None = None
+    for entry in entries:
+        why = why_not_here(entry, capability)
+        if why:
+            misfit = _mismatch(entry, why)
+        elif entry.form not in chosen or "+" not in entry.compute_capability:
+            # an engine made for this very GPU is preferred over one for every GPU
+            chosen[entry.form] = entry
+    if misfit is not None and not chosen:
+        raise misfit
+    return chosen
+
+
+def why_not_here(entry: EngineEntry, capability: tuple[int, int] | None) -> str:
+    """Why an engine cannot run on this machine; empty when nothing known speaks against it."""
+    module = module_name(entry.engine)
+    built, here = entry.versions.get(module, "unknown"), _installed(module)
+    if built != here:
+        return f"it was built with {module} {built}, here is {here}"
+    if entry.platform != machine_platform() and entry.engine != "tensorrt-rtx":
+        return f"it was built on {entry.platform}, this is {machine_platform()}"
+    if capability is None:
+        return ""
+    wanted = entry.compute_capability
+    major, _, minor = wanted.rstrip("+").partition(".")
+    needed = (int(major), int(minor))
+    if capability == needed or (wanted.endswith("+") and capability >= needed):
+        return ""
+    have = f"{capability[0]}.{capability[1]}"
+    return f"it was built for compute capability {wanted}, this GPU has {have}"
+
+
+def _installed(module: str) -> str:
+    return str(importlib.import_module(module).__version__)
+
+
+def _mismatch(entry: EngineEntry, why: str) -> SsmExportError:
+    return SsmExportError(
+        errors.ENGINE_MISMATCH,
+        f"this engine cannot run here: {why}",
+        where=entry.file.path,
+        fix=f"ssm-export build BUNDLE --target {entry.target} --engine {entry.engine}, here",
+    )
+
+
+def _storage(dtype: str) -> str:
+    """The numpy type that holds a tensor's bytes."""
+    return "uint16" if dtype == _BFLOAT16 else dtype
+
+
+def _fed_type(trt_name: str) -> str:
+    """The numpy type in which an input is fed: bfloat16 travels as float32."""
+    name = _NUMPY_NAMES.get(trt_name, trt_name.lower())
+    return "float32" if name == _BFLOAT16 else name
+
+
+def _to_device_type(array: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype != _BFLOAT16:
+        return np.ascontiguousarray(array, dtype=dtype)
+    # The fed float32 hold bfloat16 values already, so their upper halves are the numbers.
+    bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
+    return (bits >> 16).astype(np.uint16)
+
+
+def _from_device_type(array: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype != _BFLOAT16:
+        return array
+    return (array.astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,372 @@
+"""TensorRT and TensorRT-RTX: engines from a bundle's ``native`` graphs.
+
+One engine per form, each built by a child process (:mod:`ssm_export.engines._trt_worker`). Types
+are written in the graph, so every network is strongly typed. The weights file is read by the
+parser from beside the graph. What runs an engine is in :mod:`ssm_export.engines._trt_runner`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from ssm_export import errors
+from ssm_export.bundle import (
+    FORMS,
+    Bundle,
+    EngineEntry,
+    FileEntry,
+    disk_errors,
+    write_atomically,
+)
+from ssm_export.engines._graphs import check_states, graph_ports, load_graph, refuse_unbuildable
+from ssm_export.engines._ports import Port
+from ssm_export.engines._trt_build import (
+    BuildRequest,
+    Built,
+    build_in_child,
+    module_name,
+    require_packages,
+)
+from ssm_export.engines._trt_profile import Ranges, trtexec_command
+from ssm_export.errors import SsmExportError
+from ssm_export.machine import find_gpus
+from ssm_export.progress import SILENT, Progress
+from ssm_export.targets import ENGINE_KINDS, Target, get_target
+
+FROM_AMPERE: Final = "8.6+"
+"""Compute capability of an engine that TensorRT-RTX built for no GPU in particular: RTX cards of
+the Ampere generation and later. Older releases of its documentation count 8.0 in, newer ones do
+not."""
+
+BUILT_ONLY: Final = "built, not run: no GPU"
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """The engines that were built; iterates over their entries of the manifest.
+
+    Attributes:
+        target, engine: what they were built for, and the engine kind.
+        engines: one entry per form.
+        warnings: what the parser and the builder warned of, by form.
+        seconds: wall time of each build, by form.
+        commands: the equivalent command of NVIDIA's own tool, by form.
+    """
+
+    target: str
+    engine: str
+    engines: tuple[EngineEntry, ...]
+    warnings: dict[str, tuple[str, ...]]
+    seconds: dict[str, float]
+    commands: dict[str, str]
+
+    def __iter__(self) -> Iterator[EngineEntry]:
+        return iter(self.engines)
+
+    def __len__(self) -> int:
+        return len(self.engines)
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as members of a ``build`` document."""
+        return asdict(self)
+
+
+def build(
+    bundle: Bundle | str | os.PathLike[str],
+    target: str | Target = "rtx-any",
+    engine: str | None = None,
+    *,
+    max_batch: int = 8,
+    opt_batch: int = 1,
+    max_chunk: int = 1024,
+    opt_chunk: int | None = None,
+    progress: Progress = SILENT,
+) -> BuildReport:
+    """Build the engines of both forms and enter them in the manifest.
+
+    The bundle's ``native`` graphs are built; a bundle that lacks them gets them first, lowered from
+    its canonical graphs. Engines are written to ``engines/<target>/<form>.engine`` under a
+    temporary name and take their place, and their lines in the manifest, when all are there.
+
+    Args:
+        bundle: the open bundle, or its path.
+        target: the target, or its name.
+        engine: ``tensorrt-rtx`` or ``tensorrt``; the target's first kind when left out.
+        max_batch, opt_batch: largest batch, and the one to tune for.
+        max_chunk, opt_chunk: longest piece of a prompt that is fed at once, and the length to tune
+            for (512, or the longest). States carry over, so this bounds memory and not prompts.
+        progress: gets a bar per form.
+
+    Raises:
+        SsmExportError: ``BAD_OPTION``, ``UNKNOWN_TARGET``, ``MISSING_PACKAGE``, ``NO_GPU``
+            (``tensorrt`` builds only where the engine will run), ``PLUGIN_IN_GRAPH``,
+            ``LOWERING_FAILED``, ``ENGINE_BUILD_FAILED``, ``DISK_FULL``.
+    """
+    ranges = Ranges.checked(max_batch, opt_batch, max_chunk, opt_chunk)
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    goal = target if isinstance(target, Target) else get_target(target)
+    kind = engine or goal.engines[0]
+    _check_kind(kind, goal, opened)
+    require_packages(kind)
+    gpus = [gpu.compute_capability for gpu in find_gpus()]
+    if kind == "tensorrt":
+        _check_gpu(goal, gpus)
+    version = metadata.version(_distribution(kind))
+
+    graphs = {form: native_graph(opened, form) for form in FORMS}
+    ports: dict[str, tuple[Port, ...]] = {}
+    for form, path in graphs.items():
+        model = load_graph(path)
+        refuse_unbuildable(
+            model,
+            f"{form} graph ({path.name})",
+            kind,
+            version,
+            "export again: the lowering 'native' holds standard operators only",
+        )
+        ports[form] = graph_ports(model)[0]
+
+    folder = opened.path / "engines" / goal.name
+    entries, warnings, seconds = [], {}, {}
+    finished: dict[Path, Path] = {}
+    try:
+        with disk_errors(opened.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            for form, path in graphs.items():
+                final = folder / _file_name(form, kind, goal)
+                partial = final.with_name(f".{final.name}.{os.getpid()}.part")
+                finished[partial] = final
+                request = BuildRequest(
+                    engine=kind,
+                    onnx=path,
+                    output=partial,
+                    shapes=ranges.shapes(ports[form], f"{form} graph"),
+                    capability=goal.capability if kind == "tensorrt-rtx" else None,
+                    has_gpu=_can_load(goal, gpus),
+                )
+                began = time.perf_counter()
+                built = build_in_child(request, f"{form} engine for {goal.name}", progress)
+                seconds[form] = round(time.perf_counter() - began, 3)
+                warnings[form] = built.warnings
+                _check_built(opened, built, form)
+                entries.append(
+                    _entry(opened, partial, final, form, goal, kind, built, ranges.of(ports[form]))
+                )
+            for partial, final in finished.items():
+                os.replace(partial, final)
+    finally:
+        for partial in finished:
+            partial.unlink(missing_ok=True)
+        _remove_empty(folder, opened.path)
+    report = BuildReport(
+        target=goal.name,
+        engine=kind,
+        engines=tuple(entries),
+        warnings=warnings,
+        seconds=seconds,
+        commands=_commands(opened, goal, kind, ranges, graphs, ports),
+    )
+    _enter(opened, report)
+    return report
+
+
+def trtexec_commands(
+    bundle: Bundle,
+    target: str | Target = "rtx-any",
+    engine: str | None = None,
+    *,
+    max_batch: int = 8,
+    opt_batch: int = 1,
+    max_chunk: int = 1024,
+    opt_chunk: int | None = None,
+) -> dict[str, str]:
+    """The command of NVIDIA's own tool (``trtexec`` or ``tensorrt_rtx``) that builds each form.
+
+    Nothing is built; a bundle that lacks the ``native`` graphs gets them.
+    """
+    ranges = Ranges.checked(max_batch, opt_batch, max_chunk, opt_chunk)
+    goal = target if isinstance(target, Target) else get_target(target)
+    kind = engine or goal.engines[0]
+    _check_kind(kind, goal, bundle)
+    graphs = {form: native_graph(bundle, form) for form in FORMS}
+    ports = {form: graph_ports(load_graph(path))[0] for form, path in graphs.items()}
+    return _commands(bundle, goal, kind, ranges, graphs, ports)
+
+
+def native_graph(bundle: Bundle, form: str) -> Path:
+    """The ``native`` graph of a form; lowered from the canonical one and stored where missing."""
+    graphs = bundle.manifest.graphs[form]
+    if "native" in graphs:
+        return bundle.file(graphs["native"])
+    import onnx_ir as ir
+
+    from ssm_export.lowering import lower
+
+    lowered = lower(ir.load(bundle.graph_path(form, "canonical")), "native")
+    relative = f"onnx/{form}.native.onnx"
+    path = bundle.path / relative
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with disk_errors(path.parent):
+            partial.write_bytes(ir.to_proto(lowered.model).SerializeToString())
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    graphs["native"] = bundle.entry(relative)
+    bundle.save()
+    return path
+
+
+def machine_platform() -> str:
+    """Operating system and machine as the manifest has them, such as ``linux-aarch64``."""
+    system = "windows" if sys.platform == "win32" else platform.system().lower()
+    return f"{system}-{platform.machine().lower()}"
+
+
+def mark_ran(bundle: Bundle, engine: EngineEntry, device: str) -> None:
+    """Note in the manifest that an engine was run, and where; verify does so when it passes."""
+    bundle.manifest.engines = tuple(
+        replace(entry, ran=True, note=f"run on {device}") if entry == engine else entry
+        for entry in bundle.manifest.engines
+    )
+    bundle.save()
+
+
+def _distribution(kind: str) -> str:
+    """The installed distribution that gives an engine kind's module."""
+    owners = metadata.packages_distributions().get(module_name(kind)) or [kind]
+    return owners[0]
+
+
+def _check_kind(kind: str, target: Target, bundle: Bundle) -> None:
+    if kind not in ENGINE_KINDS:
+        what, fix = f"there is no engine kind '{kind}'", f"use one of {', '.join(ENGINE_KINDS)}"
+    elif kind not in target.engines:
+        what = f"'{kind}' does not build for {target.name} ({target.compute_capability})"
+        fix = f"use --engine {target.engines[0]}, or another --target"
+    elif bundle.manifest.precision not in target.precisions:
+        what = f"{target.name} has no {bundle.manifest.precision}"
+        fix = f"export with --precision {target.precisions[-1]}"
+    else:
+        return
+    raise SsmExportError(errors.BAD_OPTION, what, where="--engine", fix=fix)
+
+
+def _check_gpu(target: Target, gpus: list[tuple[int, int]]) -> None:
+    """TensorRT measures kernels while it builds, so it builds on the GPU that will run them."""
+    if not gpus:
+        raise SsmExportError(
+            errors.NO_GPU,
+            f"there is no GPU here, and TensorRT builds engines for {target.name} on that device",
+            fix=f"copy the bundle there and run ssm-export build BUNDLE --target {target.name}",
+        )
+    if target.capability is not None and gpus[0] != target.capability:
+        here = f"{gpus[0][0]}.{gpus[0][1]}"
+        raise SsmExportError(
+            errors.BAD_OPTION,
+            f"{target.name} has capability {target.compute_capability}, the GPU here {here}",
+            where="--target",
+            fix="ssm-export list targets; build on the device that will run the engine",
+        )
+
+
+def _can_load(target: Target, gpus: list[tuple[int, int]]) -> bool:
+    return bool(gpus) and (target.capability is None or gpus[0] == target.capability)
+
+
+def _file_name(form: str, kind: str, target: Target) -> str:
+    """A kind that is not the target's default has its name in the file's."""
+    return f"{form}.engine" if kind == target.engines[0] else f"{form}.{kind}.engine"
+
+
+def _check_built(bundle: Bundle, built: Built, form: str) -> None:
+    check_states(bundle.manifest, built.inputs, built.outputs, f"{form} engine")
+    if built.loads is False:
+        raise SsmExportError(
+            errors.ENGINE_BUILD_FAILED,
+            "the engine was built, and the runtime here does not load it",
+            where=f"{form} engine",
+            fix="ssm-export doctor shows the GPU and the versions; build for this GPU's target",
+        )
+
+
+def _entry(
+    bundle: Bundle,
+    partial: Path,
+    final: Path,
+    form: str,
+    target: Target,
+    kind: str,
+    built: Built,
+    profile: dict[str, list[int]],
+) -> EngineEntry:
+    measured = bundle.entry(partial.relative_to(bundle.path).as_posix())
+    relative = final.relative_to(bundle.path).as_posix()
+    capability = FROM_AMPERE if target.capability is None else target.compute_capability
+    return EngineEntry(
+        form=form,
+        target=target.name,
+        engine=kind,
+        file=FileEntry(relative, measured.bytes, measured.sha256),
+        versions={
+            module_name(kind): built.version,
+            "onnx": metadata.version("onnx"),
+            "polygraphy": metadata.version("polygraphy"),
+        },
+        platform=machine_platform(),
+        compute_capability=capability,
+        profile=profile,
+        ran=False,
+        note=BUILT_ONLY if built.loads is None else "built and loaded, not run",
+    )
+
+
+def _enter(bundle: Bundle, report: BuildReport) -> None:
+    """Put the entries in the place of older ones of the same files, and save."""
+    replaced = {entry.file.path for entry in report.engines}
+    kept = tuple(entry for entry in bundle.manifest.engines if entry.file.path not in replaced)
+    bundle.manifest.engines = kept + report.engines
+    reports = bundle.path / "reports"
+    with disk_errors(bundle.path):
+        reports.mkdir(exist_ok=True)
+    write_atomically(
+        reports / f"build-{report.target}-{report.engine}.json",
+        json.dumps(report.as_json(), indent=2) + "\n",
+    )
+    bundle.save()
+
+
+def _remove_empty(folder: Path, stop: Path) -> None:
+    while folder != stop and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
+
+
+def _commands(
+    bundle: Bundle,
+    target: Target,
+    kind: str,
+    ranges: Ranges,
+    graphs: dict[str, Path],
+    ports: dict[str, tuple[Port, ...]],
+) -> dict[str, str]:
+    folder = bundle.path / "engines" / target.name
+    return {
+        form: trtexec_command(
+            kind,
+            path,
+            folder / _file_name(form, kind, target),
+            ranges.shapes(ports[form], f"{form} graph"),
+            target.capability,
+        )
+        for form, path in graphs.items()
+    }
