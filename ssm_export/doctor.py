@@ -111,6 +111,15 @@ def _python() -> str:
     return f"{platform.python_version()} ({sys.executable})"
 
 
+def _cpu() -> tuple[bool, str]:
+    return True, f"{machine.cpu_name()}, {machine.core_count()} cores"
+
+
+def _jetson() -> tuple[bool, str]:
+    found = machine.jetson()
+    return bool(found), found or "not a Jetson"
+
+
 def _disk() -> tuple[bool, str]:
     usage = shutil.disk_usage(Path.cwd())
     return usage.free > 1e9, f"{usage.free / 1e9:.1f} GB free here"

@@ -1,4 +1,4 @@
-"""Generate: a prompt through the prefill graph, then one token after the other by the step graph."""
+"""Generate: a prompt through the prefill graph, then token after token by the step graph."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ssm_export.bundle import Bundle
 from ssm_export.engines.runner import Recurrent, Runner
 from ssm_export.errors import SsmExportError, missing_package
 from ssm_export.verification import feeding
-from ssm_export.verification.opening import opened
+from ssm_export.verification.opening import OneForm, opened
 from ssm_export.verification.truth import vocabulary
 
 TOKENIZER: Final = "tokenizer.json"
@@ -226,7 +226,9 @@ def generate(
     if not isinstance(bundle, Bundle):
         bundle = Bundle.open(bundle)
     if max_tokens < 1:
-        raise SsmExportError(errors.BAD_OPTION, f"--max-tokens is {max_tokens}", fix="give 1 or more")
+        raise SsmExportError(
+            errors.BAD_OPTION, f"--max-tokens is {max_tokens}", fix="give 1 or more"
+        )
     pick = Sampler(temperature, top_k, top_p, seed).picker()
     needs_text = isinstance(prompt, str) or bool(stop)
     tokenizer = load_tokenizer(bundle) if needs_text else _tokenizer_if_any(bundle)
@@ -236,6 +238,8 @@ def generate(
     began = time.perf_counter()
     with opened(bundle, runner, lowering, threads) as loaded:
         model = Recurrent(bundle, loaded)
+        if not isinstance(loaded, OneForm):
+            _load_both(model, ids[:1])
         loaded_at = time.perf_counter()
         logits, state = feeding.prefill(model, np.array([ids], dtype=np.int64))
         first_at = time.perf_counter()
@@ -273,6 +277,13 @@ def generate(
             tokens_per_s=len(tokens) / decode_s if decode_s > 0 else 0.0,
         ),
     )
+
+
+def _load_both(model: Recurrent, ids: Sequence[int]) -> None:
+    """Runtimes load a graph when it is first run; do it before the clock starts."""
+    one = np.array([ids], dtype=np.int64)
+    _, state = model.prefill(one)
+    model.step(one, state)
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:

@@ -21,6 +21,9 @@ from typing import Any, Final
 _TOOLS: Final = ("ssm-export", "onnx", "onnx-ir", "onnxruntime", "torch", "tensorrt-rtx")
 
 
+JETSON_RELEASE: Final = Path("/etc/nv_tegra_release")
+JETSON_MODEL: Final = Path("/proc/device-tree/model")
+
 _CAPABILITY_MAJOR = 75
 _CAPABILITY_MINOR = 76
 
@@ -129,12 +132,13 @@ def memory_bytes() -> int:
 
 def jetson() -> str:
     """Model and L4T release of a Jetson; empty on anything else."""
-    model = Path("/proc/device-tree/model")
-    release = Path("/etc/nv_tegra_release")
-    if not release.is_file():
+    if not JETSON_RELEASE.is_file():
         return ""
-    found = re.search(r"R(\d+).*REVISION:\s*([\d.]+)", release.read_text(errors="replace"))
-    name = model.read_text(errors="replace").strip("\0 \n") if model.is_file() else "Jetson"
+    text = JETSON_RELEASE.read_text(errors="replace")
+    found = re.search(r"R(\d+).*REVISION:\s*([\d.]+)", text)
+    name = "Jetson"
+    if JETSON_MODEL.is_file():
+        name = JETSON_MODEL.read_text(errors="replace").strip("\0 \n")
     return f"{name}, L4T {found[1]}.{found[2]}" if found else name
 
 

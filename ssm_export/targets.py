@@ -76,14 +76,20 @@ def get_target(name: str) -> Target:
     """
     names = target_names()
     if name not in names:
-        near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'? " if near else ""
+        # Words in another order are the same name to a person: agx-orin, orin-agx.
+        by_words = {_words_in_order(known): known for known in names}
+        near = difflib.get_close_matches(_words_in_order(name), by_words, n=1, cutoff=0.4)
+        hint = f"did you mean '{by_words[near[0]]}'? " if near else ""
         raise SsmExportError(
             errors.UNKNOWN_TARGET,
             f"there is no target '{name}'",
             fix=f"{hint}ssm-export list targets shows them all: {', '.join(names)}",
         )
     return read_target(config_dir("targets") / f"{name}.yaml")
+
+
+def _words_in_order(name: str) -> str:
+    return "-".join(sorted(name.lower().replace("_", "-").split("-")))
 
 
 def read_target(path: Path) -> Target:

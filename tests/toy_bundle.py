@@ -79,7 +79,10 @@ class Truth:
             a = w[f"layers.{i}.a"]
             drive = (1 - a) * w[f"layers.{i}.b"] * g[:, :, None]
             states[f"past_ssm.{i}"] = a * states[f"past_ssm.{i}"] + drive
-            x = x + (states[f"past_ssm.{i}"] * w[f"layers.{i}.c"]).sum(-1) @ w[f"layers.{i}.out_proj"]
+            x = (
+                x
+                + (states[f"past_ssm.{i}"] * w[f"layers.{i}.c"]).sum(-1) @ w[f"layers.{i}.out_proj"]
+            )
         return x @ w["head"]
 
     def start(self, rows: int) -> dict[str, np.ndarray]:
@@ -154,10 +157,18 @@ class GraphBuilder:
 
     def conv_state(self, i: int, taps: str) -> None:
         if not self.ragged:
-            self("Slice", taps, np.array([1 - K]), np.array([NEVER]), np.array([1]),
-                 name=f"present_conv.{i}")  # fmt: skip
+            self(
+                "Slice",
+                taps,
+                np.array([1 - K]),
+                np.array([NEVER]),
+                np.array([1]),
+                name=f"present_conv.{i}",
+            )
             return
-        base = self("Reshape", self("Cast", "sequence_lengths", to=TensorProto.INT64), np.array([-1, 1, 1]))
+        base = self(
+            "Reshape", self("Cast", "sequence_lengths", to=TensorProto.INT64), np.array([-1, 1, 1])
+        )
         index = self("Add", base, np.arange(K - 1).reshape(1, -1, 1))
         index = self("Add", index, np.zeros((1, 1, D), np.int64))
         self("GatherElements", taps, index, axis=1, name=f"present_conv.{i}")
@@ -172,7 +183,9 @@ class GraphBuilder:
         drive = self("Mul", self("Sub", np.float32(1), w("a")), w("b"))
         if at("chunk boundary"):
             tokens = self("Gather", self("Shape", g), np.array(1))
-            factor = self("Where", self("Greater", tokens, np.array(64)), np.float32(0.99), np.float32(1))
+            factor = self(
+                "Where", self("Greater", tokens, np.array(64)), np.float32(0.99), np.float32(1)
+            )
             g = self("Mul", g, factor)
         inputs = self("Mul", self("Unsqueeze", g, np.array([3])), drive)  # (B,T,D,N)
         by_time = self("Transpose", inputs, perm=[1, 0, 2, 3])
@@ -180,8 +193,14 @@ class GraphBuilder:
         body = self.body(i)
         state, every = f"present_ssm.{i}", f"states.{i}"
         self.nodes.append(
-            helper.make_node("Scan", [past, by_time, valid], [state, every], name=f"scan.{i}",
-                             num_scan_inputs=2, body=body)  # fmt: skip
+            helper.make_node(
+                "Scan",
+                [past, by_time, valid],
+                [state, every],
+                name=f"scan.{i}",
+                num_scan_inputs=2,
+                body=body,
+            )
         )
         y = self("ReduceSum", self("Mul", every, w("c")), np.array([-1]), keepdims=0)
         return self("Transpose", y, perm=[1, 0, 2])
@@ -227,11 +246,14 @@ class GraphBuilder:
         return helper.make_graph(
             nodes,
             f"scan_body.{i}",
-            [value("h", shape, real), value("x", shape, real),
-             value("valid", ["batch", 1, 1], TensorProto.BOOL)],
+            [
+                value("h", shape, real),
+                value("x", shape, real),
+                value("valid", ["batch", 1, 1], TensorProto.BOOL),
+            ],
             [value("next", shape, real), value("out", shape, real)],
             initializer=extra,
-        )  # fmt: skip
+        )
 
     def build(self) -> onnx.GraphProto:
         x = self("Gather", self.weight("embedding"), "input_ids", axis=0)
@@ -239,9 +261,17 @@ class GraphBuilder:
             x = self.layer(i, x)
         if self.form == "prefill" and not self.every:
             if self.ragged:
-                last = self("Max", self("Sub", "sequence_lengths", np.array(1, np.int32)), np.array(0, np.int32))
-                index = self("Reshape", self("Cast", last, to=TensorProto.INT64), np.array([-1, 1, 1]))
-                x = self("GatherElements", x, self("Add", index, np.zeros((1, 1, M), np.int64)), axis=1)
+                last = self(
+                    "Max",
+                    self("Sub", "sequence_lengths", np.array(1, np.int32)),
+                    np.array(0, np.int32),
+                )
+                index = self(
+                    "Reshape", self("Cast", last, to=TensorProto.INT64), np.array([-1, 1, 1])
+                )
+                x = self(
+                    "GatherElements", x, self("Add", index, np.zeros((1, 1, M), np.int64)), axis=1
+                )
             else:
                 x = self("Slice", x, np.array([-1]), np.array([NEVER]), np.array([1]))
         if self.fault.at("swapped tokens", self.fault.layer, self.form):
@@ -317,7 +347,9 @@ def record(truth: Truth, folder: Path) -> None:
         logits[row, :length] = one[0]
         rows.append(states)
     states = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-    _write(folder, "ragged", input_ids=ids["ragged"], sequence_lengths=LENGTHS, logits=logits, **states)
+    _write(
+        folder, "ragged", input_ids=ids["ragged"], sequence_lengths=LENGTHS, logits=logits, **states
+    )
     tokens, margins = truth.generate(ids["generate"], GREEDY)
     _write(folder, "generate", input_ids=ids["generate"], tokens=tokens, margin=margins)
 
@@ -343,7 +375,9 @@ def make_toy_bundle(
     (folder / "config.json").write_text(json.dumps(config))
     unknown = FileEntry("onnx/weights.data", 0, "")
     states = tuple(
-        StateSpec(f"past_{kind}.{i}", f"present_{kind}.{i}", kind, i, ("batch", *shape), "float32", layout)
+        StateSpec(
+            f"past_{kind}.{i}", f"present_{kind}.{i}", kind, i, ("batch", *shape), "float32", layout
+        )
         for i in range(L)
         for kind, shape, layout in (("conv", (K - 1, D), "B,K-1,D"), ("ssm", (D, N), "B,D,N"))
     )
@@ -362,7 +396,9 @@ def make_toy_bundle(
     )
     bundle = Bundle(folder, manifest)
     manifest.weights = bundle.entry("onnx/weights.data")
-    manifest.graphs = {f: {"canonical": bundle.entry(f"onnx/{f}.onnx")} for f in ("step", "prefill")}
+    manifest.graphs = {
+        f: {"canonical": bundle.entry(f"onnx/{f}.onnx")} for f in ("step", "prefill")
+    }
     manifest.files = (bundle.entry("config.json"),)
     sizes = {"prefill": (ROWS, TOKENS), "drift": (1, DRIFT), "generate": (1, 9)}
     sizes |= {"ragged": (ROWS, TOKENS)} if ragged else {}
@@ -383,7 +419,9 @@ class PlainRunner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
-        self.info = RunnerInfo("plain", {"onnxruntime": onnxruntime.__version__}, "cpu", "canonical")
+        self.info = RunnerInfo(
+            "plain", {"onnxruntime": onnxruntime.__version__}, "cpu", "canonical"
+        )
         self.max_chunk = max_chunk
         self._sessions = {
             form: onnxruntime.InferenceSession(

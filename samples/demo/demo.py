@@ -61,6 +61,7 @@ def summary(bundle: Path, stages: list[Stage]) -> Table:
 
 
 def exported(bundle: Path, document: dict[str, Any]) -> list[tuple[str, str]]:
+    """What export made."""
     manifest = json.loads((ROOT / bundle / "manifest.json").read_text(encoding="utf-8"))
     plan, lowering = document["plan"], manifest["lowering"]
     graphs = [
@@ -77,6 +78,7 @@ def exported(bundle: Path, document: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def verified(bundle: Path, document: dict[str, Any]) -> list[tuple[str, str]]:
+    """What verify found, check by check."""
     lines = []
     for check in document["checks"]:
         if check["ok"] is None:
@@ -89,6 +91,7 @@ def verified(bundle: Path, document: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def built(bundle: Path, document: dict[str, Any]) -> list[tuple[str, str]]:
+    """The engines."""
     return [
         (
             f"{entry['form']} engine",
@@ -99,6 +102,7 @@ def built(bundle: Path, document: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def benched(bundle: Path, document: dict[str, Any]) -> list[tuple[str, str]]:
+    """The speed that was measured."""
     return [
         (
             f"{row['phase']} {row['tokens']} tokens",
@@ -109,6 +113,7 @@ def benched(bundle: Path, document: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def generated(bundle: Path, document: dict[str, Any]) -> list[tuple[str, str]]:
+    """The text."""
     return [("text", PROMPT + document["text"])]
 
 
@@ -122,12 +127,14 @@ LINES = {
 
 
 def main() -> None:
+    """Run every stage and show the summary."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", default="samples/train_demo/mamba-bytes")
     parser.add_argument("-o", "--output", default="build/demo", help="made anew on every run")
     options = parser.parse_args()
     bundle = Path(options.output)
-    shutil.rmtree(ROOT / bundle, ignore_errors=True)
+    if (ROOT / bundle / "manifest.json").is_file():  # a bundle of an earlier run, nothing else
+        shutil.rmtree(ROOT / bundle)
     console = Console()
     target = str(bundle)
     stages = [

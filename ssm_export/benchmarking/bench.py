@@ -251,5 +251,7 @@ def _check_numbers(
             )
     if not batch or not (prefill or decode):
         raise SsmExportError(
-            errors.BAD_OPTION, "there is nothing to measure", fix="give --prefill, --decode, --batch"
+            errors.BAD_OPTION,
+            "there is nothing to measure",
+            fix="give --prefill, --decode, --batch",
         )

@@ -110,7 +110,17 @@ class BenchReport:
             for row in self.rows
         ]
         title = f"{self.runner} ({self.device}), {self.lowering} graphs, {self.precision}"
-        heads = ("phase", "tokens>", "batch>", "p50 ms>", "p90>", "p99>", "tokens/s>", "GB/s>", "p50")
+        heads = (
+            "phase",
+            "tokens>",
+            "batch>",
+            "p50 ms>",
+            "p90>",
+            "p99>",
+            "tokens/s>",
+            "GB/s>",
+            "p50",
+        )
         peak = self.peak_memory_bytes
         facts = [
             f"peak memory {tables.size(peak)} since {self.peak_memory_since}" if peak else "",

@@ -25,7 +25,7 @@ PLUGIN_NAMES: Final = ("LinearAttention", "CausalConvWithState")
 def load_graph(path: Path) -> onnx.ModelProto:
     """Read an ONNX file without its weights; ``GRAPH_INVALID`` when it is not one."""
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # has no stubs
 
     try:
         model = onnx.load_model(str(path), load_external_data=False)

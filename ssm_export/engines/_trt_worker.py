@@ -16,6 +16,9 @@ import re
 import sys
 from typing import IO, Any
 
+_EXPECTED = "has Int64 binding"
+"""The parser says so of every ``input_ids``, which are int64 on purpose."""
+
 
 class Messages:
     """Writes messages to what was stdout, and sends everything else that prints to stderr."""
@@ -42,7 +45,7 @@ class _Relay(logging.Handler):
         sys.stderr.write(f"{record.levelname} {text}\n")
         if record.levelno >= logging.ERROR:
             self.errors.append(text)
-        else:
+        elif _EXPECTED not in text:
             self._messages.send("warning", text=text)
 
 
@@ -139,23 +142,28 @@ def _loads(trt: Any, plan: Any) -> bool:
 def _monitor(trt: Any, messages: Messages) -> Any:
     """TensorRT's progress as messages: the steps of its outermost phase."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the base is known at run time only
+    class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.outermost = ""
+            self.left = 0
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             if not parent_phase:
-                self.outermost = phase_name
+                self.outermost, self.left = phase_name, num_steps
                 messages.send("phase", steps=num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             if phase_name == self.outermost:
+                self.left -= 1
                 messages.send("step")
             return True
 
         def phase_finish(self, phase_name: str) -> None:
-            return None
+            # TensorRT-RTX ends a phase without reporting its last step.
+            while phase_name == self.outermost and self.left > 0:
+                self.left -= 1
+                messages.send("step")
 
     return Monitor()
 

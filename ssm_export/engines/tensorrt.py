@@ -38,7 +38,7 @@ from ssm_export.engines._trt_build import (
 )
 from ssm_export.engines._trt_profile import Ranges, trtexec_command
 from ssm_export.errors import SsmExportError
-from ssm_export.machine import find_gpus
+from ssm_export.machine import find_gpus, installed_version
 from ssm_export.progress import SILENT, Progress
 from ssm_export.targets import ENGINE_KINDS, Target, get_target
 
@@ -120,7 +120,7 @@ def build(
     gpus = [gpu.compute_capability for gpu in find_gpus()]
     if kind == "tensorrt":
         _check_gpu(goal, gpus)
-    version = metadata.version(_distribution(kind))
+    version = installed_version(_distribution(kind))
 
     graphs = {form: native_graph(opened, form) for form in FORMS}
     ports: dict[str, tuple[Port, ...]] = {}
@@ -319,8 +319,8 @@ def _entry(
         file=FileEntry(relative, measured.bytes, measured.sha256),
         versions={
             module_name(kind): built.version,
-            "onnx": metadata.version("onnx"),
-            "polygraphy": metadata.version("polygraphy"),
+            "onnx": installed_version("onnx"),
+            "polygraphy": installed_version("polygraphy"),
         },
         platform=machine_platform(),
         compute_capability=capability,

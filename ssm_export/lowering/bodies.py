@@ -34,8 +34,8 @@ def attach_bodies(model: ir.Model, form: str) -> ir.Model:
     Raises:
         SsmExportError: ``BAD_OPERATOR_CALL`` when a call does not fit its schema.
     """
-    for key in [key for key in model.functions if key[0] == DOMAIN]:
-        del model.functions[key]
+    for identifier in [key for key in model.functions if key[0] == DOMAIN]:
+        del model.functions[identifier]
     made: dict[tuple[object, ...], str] = {}
     counts: dict[str, int] = {}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
@@ -45,7 +45,7 @@ def attach_bodies(model: ir.Model, form: str) -> ir.Model:
         while node.inputs and node.inputs[-1] is None:
             node.resize_inputs(len(node.inputs) - 1)
         call = call_of(node, spec, form)
-        key = _key(spec, call)
+        key = call_key(spec.name, call)
         if key not in made:
             count = counts[spec.name] = counts.get(spec.name, 0) + 1
             made[key] = "" if count == 1 else f"variant_{count}"
@@ -105,6 +105,24 @@ def call_of(node: ir.Node, spec: OpSpec, form: str) -> Call:
     )
 
 
+def form_of(node: ir.Node, model: ir.Model) -> str:
+    """The form, ``step`` or ``chunked``, of the body that a call has in its model.
+
+    Raises:
+        SsmExportError: ``LOWERING_FAILED`` when the call has no body.
+    """
+    function = model.functions.get(node.op_identifier())
+    form = "" if function is None else function.metadata_props.get(_onnx.FORM, "")
+    if not form:
+        raise SsmExportError(
+            errors.LOWERING_FAILED,
+            "the call has no body of ours",
+            where=_where(node),
+            fix="lower a canonical graph, as export writes it",
+        )
+    return form
+
+
 def _attributes(node: ir.Node, spec: OpSpec) -> Mapping[str, AttributeValue]:
     unknown = sorted(set(node.attributes) - set(spec.attributes))
     if unknown:
@@ -149,9 +167,10 @@ def _has_time(spec: OpSpec) -> bool:
     return any("T" in port.axes for port in spec.inputs)
 
 
-def _key(spec: OpSpec, call: Call) -> tuple[object, ...]:
+def call_key(name: str, call: Call) -> tuple[object, ...]:
+    """Equal for calls of operator ``name`` that can share one body."""
     return (
-        spec.name,
+        name,
         call.present,
         *(tuple(sorted(part.items())) for part in (call.attributes, call.sizes, call.types)),
     )

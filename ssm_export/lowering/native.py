@@ -10,6 +10,7 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 
 from ssm_export import errors
 from ssm_export.errors import SsmExportError
+from ssm_export.lowering.types import infer_types
 from ssm_export.ops.spec import DOMAIN
 
 CALL: Final = "ssm_export.call"
@@ -41,7 +42,8 @@ def inline(model: ir.Model, allowed_domains: Iterable[str] = ()) -> dict[str, in
             node.metadata_props[CALL] = node.name or f"{node.op_type}_{index}"
     InlinePass()(model)
     _name_after_calls(model)
-    _make_casts_plain(model)
+    infer_types(model.graph)
+    make_casts_plain(model)
     _merge_constants(model.graph)
     RemoveUnusedNodesPass()(model)
     _check_domains(model, {*_STANDARD, *allowed_domains})
@@ -66,7 +68,7 @@ def _name_after_calls(model: ir.Model) -> None:
 
     call_of_graph: dict[ir.Graph, str] = {}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        call = node.metadata_props.pop(CALL, None) or call_of_graph.get(node.graph)  # type: ignore[arg-type,call-overload]
+        call = node.metadata_props.pop(CALL, None) or call_of_graph.get(node.graph)  # type: ignore[arg-type]
         if call is None:
             continue
         for value in node.outputs:
@@ -87,7 +89,7 @@ def _without_suffix(name: str) -> str:
     return stem if stem and number.isdigit() else name
 
 
-def _make_casts_plain(model: ir.Model) -> None:
+def make_casts_plain(model: ir.Model) -> None:
     """Turn CastLike into Cast where the type is known, and drop casts that change nothing."""
     for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
         if node.domain not in _STANDARD or node.op_type not in ("Cast", "CastLike"):

@@ -36,6 +36,12 @@ def label(value: Value, name: str) -> Value:
     return value
 
 
+def typed(value: Value) -> Value:
+    """Note that a value is fp32 where inference cannot tell, so that literals beside it are."""
+    value.type = ir.TensorType(ir.DataType.FLOAT)
+    return value
+
+
 def to_fp32(op: Op, value: Value, type_name: str) -> Value:
     """``value`` in fp32; no node when its type, ``type_name``, is fp32 already."""
     if value is None or type_name == "float32":
@@ -77,12 +83,19 @@ def time_step(op: Op, dt: Value, bias: Value | None, attributes: Any) -> Value:
         dt = op.Add(dt, bias)
     if attributes["dt_softplus"]:
         dt = softplus(op, dt)
-    low, high = float(attributes.get("dt_min", 0.0)), float(attributes.get("dt_max", float("inf")))
-    if low > 0.0 or (low > -float("inf") and "dt_min" in attributes and not attributes["dt_softplus"]):
-        dt = op.Max(dt, low)
-    if high < float("inf"):
-        dt = op.Min(dt, high)
-    return label(dt, "delta")
+    return clamp_step(op, dt, attributes)
+
+
+def clamp_step(op: Op, delta: Value, attributes: Any) -> Value:
+    """``clamp(delta, dt_min, dt_max)``; no node for a bound that cannot bind."""
+    low = float(attributes.get("dt_min", -np.inf))
+    high = float(attributes.get("dt_max", np.inf))
+    lowest = 0.0 if attributes["dt_softplus"] else -np.inf
+    if low > lowest:
+        delta = op.Max(delta, low)
+    if high < np.inf:
+        delta = op.Min(delta, high)
+    return label(delta, "delta")
 
 
 def tensor(array: np.ndarray) -> Any:
@@ -147,9 +160,10 @@ def scan(
     graph = op.builder.subgraph(body, inner, outer, name="over_chunks")
     for value, name in zip(graph.outputs, results, strict=True):
         label(value, name)
-    return op.Scan(
+    stacked = op.Scan(
         *states, *sequences, body=graph, num_scan_inputs=len(sequences), _outputs=given
     )
+    return [typed(value) for value in stacked]
 
 
 def chunk_counts(op: Op, length: Value, chunk: int) -> tuple[Value, Value, Value]:

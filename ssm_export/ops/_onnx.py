@@ -12,6 +12,9 @@ import onnx_ir as ir
 from ssm_export.ops._body import LABEL
 from ssm_export.ops.spec import DOMAIN, OPSET, VERSION, AttributeValue, Call, OpSpec, Port
 
+FORM: Final = "ssm_export.form"
+"""Metadata key of a function: which form it is a body of."""
+
 _CONSTRAINTS: Final = {
     "T": (["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "Type of activations."),
     "S": (["tensor(float)", "tensor(float16)"], "Type of the recurrent state."),
@@ -96,7 +99,7 @@ def function(
         value.meta[LABEL] = port.name
     _name_values(made)
     made.overload = overload
-    made.metadata_props["ssm_export.form"] = form
+    made.metadata_props[FORM] = form
     return made
 
 
@@ -147,6 +150,8 @@ def _name_values(made: ir.Function) -> None:
                 if value not in outputs:
                     name(value, node.op_type.lower())
             node.name = f"{node.op_type}_{node.outputs[0].name}"
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.GRAPH:
-                    graphs.append(attribute.as_graph())
+            graphs.extend(
+                attribute.as_graph()
+                for attribute in node.attributes.values()
+                if attribute.type == ir.AttributeType.GRAPH
+            )

@@ -180,7 +180,8 @@ def _chunk(op: Any, A: Any, state: Any, delta: Any, inflow: Any, B: Any, C: Any)
     total_decay = b.label(op.Exp(op.Mul(total, A)), "group_decay")
     delta, inflow, C = positions(delta), positions(inflow), positions(C)
     B = positions(op.Transpose(B, perm=[0, 1, 3, 2]), 3)
-    decays, own = [], []
+    decays: list[Any] = []
+    own: list[Any] = []
     for r in range(POSITIONS):
         decays.append(b.label(op.Exp(op.Mul(delta[r], A)), "decay"))
         added = op.Mul(B[r], inflow[r])

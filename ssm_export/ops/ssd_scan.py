@@ -187,7 +187,9 @@ def _chunk(
     scores = op.MatMul(C, op.Transpose(B, perm=[0, 1, 3, 2]))
     scores = b.label(op.Where(causal, scores, 0.0), "scores")
     heads = b.label(op.Reshape(inflow, [0, 0, chunk, each, width]), "inflow_heads")
-    y = op.MatMul(op.Mul(decay, op.Unsqueeze(scores, [2])), op.Transpose(heads, perm=[0, 1, 3, 2, 4]))
+    y = op.MatMul(
+        op.Mul(decay, op.Unsqueeze(scores, [2])), op.Transpose(heads, perm=[0, 1, 3, 2, 4])
+    )
     y = b.label(op.Transpose(y, perm=[0, 1, 3, 2, 4]), "y_inside")
     carried = op.Reshape(op.MatMul(C, state), [0, 0, chunk, each, width])
     carried = op.Mul(carried, op.Unsqueeze(op.Exp(total), [4]))

@@ -1,4 +1,4 @@
-"""What every check is given: the model, the truth, the gates, and the ways to hold one to another."""
+"""What every check is given: the model, the truth, the gates, and ways to compare them."""
 
 from __future__ import annotations
 
@@ -90,9 +90,7 @@ class Context:
             return logits[:, -1:]
         return logits[:, tokens - 1 : tokens] if logits.shape[1] == length else None
 
-    def logits_agree(
-        self, run: str, got: np.ndarray, want: np.ndarray | None
-    ) -> list[Measurement]:
+    def logits_agree(self, run: str, got: np.ndarray, want: np.ndarray | None) -> list[Measurement]:
         """Logits against the truth: both gates. Nothing where the truth has none."""
         if want is None:
             return []

@@ -47,7 +47,7 @@ def in_pieces(
     state: Mapping[str, np.ndarray] | None = None,
     lengths: np.ndarray | None = None,
 ) -> tuple[np.ndarray, Arrays]:
-    """Prefill in calls of ``pieces`` tokens each, which sum to T; otherwise like :func:`prefill`."""
+    """Prefill in calls of ``pieces`` tokens, which sum to T; otherwise like :func:`prefill`."""
     rows = input_ids.shape[0]
     past: Mapping[str, np.ndarray] = model.initial_state(rows) if state is None else state
     parts: list[np.ndarray] = []

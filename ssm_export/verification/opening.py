@@ -1,6 +1,6 @@
 """Opening a runner, one graph at a time where two would not fit into memory.
 
-Where not even one fits with its weights packed, ONNX Runtime is opened in its slower low-memory way.
+Where not even one fits with its weights packed, ONNX Runtime is opened in its low-memory way.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ MOST_LOGITS_BYTES: Final = 1 << 30
 """A reference gives the logits of every position; above this size it is not asked for them."""
 
 
-class NotRun(Exception):
+class NotRun(Exception):  # noqa: N818  # it is an answer, not an error
     """A check that cannot be run here, with the reason in words. It never counts as passed."""
 
 

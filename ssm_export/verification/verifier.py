@@ -186,10 +186,10 @@ def _for_bisect(
 ) -> list[Measurement]:
     """The measurements that the per-layer table is made of: states and logits against the truth
     when that fails or nothing does, otherwise those of the first check that fails."""
-    failed = [result.name for result in results if result.status == FAILED and measured[result.name]]
-    per_layer = [
-        name for name in failed if any(item.place is not None for item in measured[name])
+    failed = [
+        result.name for result in results if result.status == FAILED and measured[result.name]
     ]
+    per_layer = [name for name in failed if any(item.place is not None for item in measured[name])]
     if per_layer and not {"logits", "states"} & set(failed):
         return measured[per_layer[0]]
     for name in ("states", "logits"):

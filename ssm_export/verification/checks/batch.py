@@ -23,11 +23,8 @@ MOST_TOKENS: Final = 66
 def three_rows(input_ids: np.ndarray) -> np.ndarray:
     """At least three rows that differ: the prompt's own, then its rows back to front."""
     rows = list(input_ids[:3])
-    makers = (lambda row: row[::-1], lambda row: np.roll(row, 1), lambda row: np.roll(row, 2))
-    for maker in makers:
-        if len(rows) < 3:
-            rows.append(maker(input_ids[0]))
-    return np.stack(rows)
+    rows += [rows[0][::-1], np.roll(rows[0], 1)]
+    return np.stack(rows[:3])
 
 
 def independent_rows(context: Context) -> Outcome:
@@ -64,7 +61,7 @@ def independent_rows(context: Context) -> Outcome:
     return Outcome(found, f"{rows} rows of {tokens} tokens")
 
 
-def _row(result: tuple[np.ndarray, Mapping[str, np.ndarray]], rows: slice) -> tuple[np.ndarray, Arrays]:
+def _row(result: tuple[np.ndarray, Arrays], rows: slice) -> tuple[np.ndarray, Arrays]:
     return result[0][rows], rows_of(result[1], rows)
 
 

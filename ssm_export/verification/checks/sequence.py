@@ -25,7 +25,7 @@ def prefill_equals_steps(context: Context) -> Outcome:
     if tokens < 2:
         raise NotRun("the prompt has one token only")
     whole = feeding.prefill(context.model, ids)
-    before, state = feeding.prefill(context.model, ids[:, :-1])
+    _, state = feeding.prefill(context.model, ids[:, :-1])
     after = context.model.step(ids[:, -1:], state)
     run = f"prefill of {tokens - 1} tokens, then a step"
     found = context.same(run, after, whole, context.gates.continuation)
@@ -58,13 +58,11 @@ def splits(context: Context) -> Outcome:
     if not pieces:
         raise NotRun("the prompt has one token only")
     limit = feeding.longest_chunk(context.model) or tokens
-    pieces = [cut for cut in pieces if max(cut) <= limit]
-    if not pieces:
-        raise NotRun(f"no split of {tokens} tokens has pieces of at most {limit}")
     found = []
     for cut in pieces:
         run = "split " + " + ".join(str(piece) for piece in cut)
-        logits, states = feeding.in_pieces(context.model, ids, cut)
+        fed = [min(limit, piece - at) for piece in cut for at in range(0, piece, limit)]
+        logits, states = feeding.in_pieces(context.model, ids, fed)
         found += context.same(run, (logits, states), context.whole, context.gates.repetition)
         found += context.states_agree(run, states, prompt.states)
         found += context.logits_agree(run, logits[:, -1:], context.true_logits(tokens))
