@@ -1,6 +1,6 @@
 """What this machine is: the facts that reports and manifests carry.
 
-What the machine can do is in :mod:`ssm_export.doctor`.
+What the machine can do is in :mod:`ssm_export.engines.doctor`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMPT = "def main():\n"
+PROMPT = "def read(self, size=-1):\n"
 
 
 @dataclass(frozen=True)
@@ -135,14 +135,14 @@ def main() -> None:
     bundle = Path(options.output)
     if (ROOT / bundle / "manifest.json").is_file():  # a bundle of an earlier run, nothing else
         shutil.rmtree(ROOT / bundle)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     target = str(bundle)
     stages = [
         run(console, "export", options.checkpoint, "-o", target),
         run(console, "verify", target),
         run(console, "build", target, "--engine", "tensorrt-rtx"),
         run(console, "bench", target, "--prefill", "128,1024"),
-        run(console, "generate", target, PROMPT, "--max-tokens", "160"),
+        run(console, "generate", target, PROMPT, "--max-tokens", "160", "--temperature", "0.6"),
     ]
     console.print()
     console.print(summary(bundle, stages))

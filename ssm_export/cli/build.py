@@ -74,7 +74,7 @@ def _table(bundle: str, report: BuildReport) -> RenderableType:
             f"{report.seconds[entry.form]:.1f}",
             size(entry.file.bytes),
             plain(entry.file.path),
-            plain(" ".join(f"{name} {version}" for name, version in entry.versions.items())),
+            plain(" ".join(next(iter(entry.versions.items()), ("", "")))),
             plain(entry.note),
         )
         for entry in report.engines

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from ssm_export.cli.defaults import read_assignments, read_config
-from ssm_export.cli.run import failure_body, result_stream
+from ssm_export.cli.running import failure_body, result_stream
 from ssm_export.errors import SsmExportError
 from ssm_export.progress import Progress, terminal_progress
 

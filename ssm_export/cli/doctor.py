@@ -9,7 +9,7 @@ from ssm_export.cli.common import Job, Result, verb
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from ssm_export.machine import DoctorReport
+    from ssm_export.engines.doctor import DoctorReport
 
 
 @verb("doctor")

@@ -46,16 +46,26 @@ def lower(model: ir.Model, lowering: str) -> Lowered:
     if lowering == "native":
         from ssm_export.lowering import native
 
-        copy = model.clone()
+        copy = _copy(model)
         counts = native.inline(copy)
         return Lowered(copy, {f"inlined {name}": count for name, count in counts.items()})
     if lowering == "ort":
         from ssm_export.lowering import ort
 
-        return ort.lower_for_onnxruntime(model.clone())
+        return ort.lower_for_onnxruntime(_copy(model))
     raise SsmExportError(
         errors.BAD_OPTION,
         f"'{lowering}' is no lowering",
         where="--lowering",
         fix=f"use one of {', '.join(LOWERINGS)}",
     )
+
+
+def _copy(model: ir.Model) -> ir.Model:
+    """A copy whose values can be renamed without renaming tensors that both graphs hold."""
+    copy = model.clone()
+    for nodes in (copy.graph.all_nodes(), *(f.all_nodes() for f in copy.functions.values())):
+        for node in nodes:
+            for value in node.outputs:
+                value.const_value = None
+    return copy

@@ -10,7 +10,7 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 
 from ssm_export import errors
 from ssm_export.errors import SsmExportError
-from ssm_export.lowering.types import infer_types
+from ssm_export.lowering.types import constant_of, infer_types
 from ssm_export.ops.spec import DOMAIN
 
 CALL: Final = "ssm_export.call"
@@ -116,7 +116,7 @@ def _merge_constants(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type != "Constant" or node.domain not in _STANDARD:
             continue
-        tensor = ir.convenience.get_const_tensor(node.outputs[0])
+        tensor = constant_of(node)
         if tensor is None or node.outputs[0].is_graph_output():
             continue
         key = (tensor.dtype, tuple(tensor.shape), tensor.tobytes())

@@ -1,4 +1,4 @@
-"""The ``ort`` lowering: ONNX Runtime's fused operators where they fit and measure faster."""
+"""The ``ort`` lowering: ONNX Runtime's fused operators, or bodies that suit its CPU best."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _OVERLOAD: Final = "onnxruntime"
 def lower_for_onnxruntime(model: ir.Model) -> Lowered:
     """Lower a canonical graph for ONNX Runtime, in place.
 
-    A call whose operator has a fused body in :mod:`~ssm_export.lowering.ort_bodies` gets it; every
-    other call keeps its own body, and the note says why. All bodies are then inlined.
+    A call whose operator has a body in :mod:`~ssm_export.lowering.ort_bodies` gets that one; every
+    other call keeps its own. Notes say why no fused operator is used. All bodies are then inlined.
     """
-    fused: dict[str, int] = {}
+    replaced: dict[str, int] = {}
     notes: dict[str, None] = {}
     overloads: dict[tuple[object, ...], str] = {}
     for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
@@ -30,22 +30,22 @@ def lower_for_onnxruntime(model: ir.Model) -> Lowered:
         spec = spec_of(node)
         form = form_of(node, model)
         call = call_of(node, spec, form)
-        body = ort_bodies.FUSED.get((spec.name, form))
+        body = ort_bodies.BODIES.get((spec.name, form))
+        if note := ort_bodies.NOTES.get((spec.name, form)):
+            notes[note] = None
         if body is None:
-            reason = ort_bodies.NOT_FUSED.get(spec.name, "no fused operator computes it")
-            notes[f"{spec.name} keeps its body: {reason}."] = None
             continue
         overload = _overload(overloads, (spec.name, form, call_key(spec.name, call)))
         node.overload = overload
         if node.op_identifier() not in model.functions:
             function = _onnx.function(spec, form, call, overload, body, ort_bodies.DOMAINS)
             model.functions[function.identifier()] = function
-        name = f"{spec.name} to {ort_bodies.OPERATOR[spec.name]}"
-        fused[name] = fused.get(name, 0) + 1
+        name = f"{spec.name} to {ort_bodies.BECOMES[spec.name]}"
+        replaced[name] = replaced.get(name, 0) + 1
     inlined = native.inline(model, ort_bodies.DOMAINS)
-    counts = dict(fused)
+    counts = dict(replaced)
     for name, count in inlined.items():
-        own = count - sum(n for key, n in fused.items() if key.startswith(f"{name} to "))
+        own = count - sum(n for key, n in replaced.items() if key.startswith(f"{name} to "))
         if own:
             counts[f"inlined {name}"] = own
     return Lowered(model, counts, tuple(notes))

@@ -1,4 +1,4 @@
-"""Bodies that call ONNX Runtime's fused operators (domain ``com.microsoft``).
+"""Bodies for ONNX Runtime: fused operators (domain ``com.microsoft``) and what else suits its CPU.
 
 ``LinearAttention`` with ``update_rule = gated`` computes ``S' = exp(g) S + k outer v`` and
 ``o = q S`` per head, with S (K,V). It is called in fp32 whatever the I/O type, as scan arithmetic
@@ -10,24 +10,63 @@ from __future__ import annotations
 from typing import Any, Final
 
 from ssm_export.ops import _body as b
+from ssm_export.ops import selective_scan
 from ssm_export.ops.spec import Call
 
 DOMAINS: Final = {"com.microsoft": 1}
 
-OPERATOR: Final = {"SsdScan": "LinearAttention"}
-"""Our operator to the fused operator that its body calls."""
+BECOMES: Final = {"SsdScan": "LinearAttention", "SelectiveScan": "a Scan over tokens"}
+"""Our operator to what its body here is made of."""
 
-NOT_FUSED: Final = {
-    "SelectiveScan": (
-        "no fused operator has a decay per channel and state; LinearAttention with expanded "
-        "operands took 109 ms where the body takes less than 24 (512 tokens, D=1536, N=16)"
+NOTES: Final = {
+    ("SelectiveScan", "chunked"): (
+        "SelectiveScan becomes a Scan over tokens, whose values stay in the processor's cache: no "
+        "fused operator has a decay per channel and state, and LinearAttention with expanded "
+        "operands took 109 ms for 512 tokens of D=1536, N=16"
     ),
-    "CausalConv1d": (
-        "CausalConvWithState with channels_last took 8.1 ms on the CPU where the body takes 2.8 "
-        "(512 tokens, 1792 channels, one thread)"
+    ("SelectiveScan", "step"): "SelectiveScan keeps its step body: no fused operator computes it",
+    ("CausalConv1d", "chunked"): (
+        "CausalConv1d keeps its body: CausalConvWithState with channels_last took 8.1 ms on the "
+        "CPU where a body took 2.8 (512 tokens, 1792 channels, one thread)"
+    ),
+    ("CausalConv1d", "step"): (
+        "CausalConv1d keeps its step body: CausalConvWithState took 0.028 ms where it takes 0.019 "
+        "(1792 channels, one thread)"
     ),
 }
-"""Why an operator keeps its own body."""
+"""Operator and form to why no fused operator is used."""
+
+
+def selective_tokens(
+    op: Any, call: Call, u: Any, dt: Any, A: Any, B: Any, C: Any, D: Any, z: Any, dt_bias: Any,
+    past: Any, lengths: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Any number of tokens, one after the other, with the state as (B,N,D)."""
+    u, delta, inflow, B, valid = selective_scan.prepare(op, call, u, dt, B, dt_bias, lengths)
+    C = b.to_fp32(op, C, call.type("T"))
+    rows = b.label(op.Transpose(A, perm=[1, 0]), "A_rows")
+
+    def by_token(x: Any, axis: int, name: str) -> Any:
+        """(B,T,W) → (T,B,1,W) for axis 2, (T,B,W,1) for axis 3."""
+        return b.label(op.Unsqueeze(op.Transpose(x, perm=[1, 0, 2]), [axis]), name)
+
+    def token(op: Any, state: Any, delta: Any, inflow: Any, B: Any, C: Any) -> Any:
+        decay = b.label(op.Exp(op.Mul(delta, rows)), "decay")
+        state = op.Add(op.Mul(decay, state), op.Mul(B, inflow))
+        return state, op.MatMul(C, state)
+
+    sequences = [
+        by_token(delta, 2, "delta_tokens"),
+        by_token(inflow, 2, "inflow_tokens"),
+        by_token(B, 3, "B_tokens"),
+        by_token(C, 2, "C_tokens"),
+    ]
+    start = op.Transpose(b.to_fp32(op, past, call.type("S")), perm=[0, 2, 1])
+    names = ["state", "delta", "inflow", "B", "C", "y"]
+    state, y = b.scan(op, token, [start], sequences, names, 1)
+    y = op.Transpose(op.Squeeze(y, [2]), perm=[1, 0, 2])
+    y = selective_scan.finish(op, call, y, u, D, z, valid)
+    return y, b.from_fp32(op, op.Transpose(state, perm=[0, 2, 1]), call.type("S"))
 
 
 def ssd_step(
@@ -118,5 +157,9 @@ def _finish(op: Any, call: Call, y: Any, x: Any, D: Any, valid: Any) -> Any:
     return b.from_fp32(op, y, call.type("T"))
 
 
-FUSED: Final = {("SsdScan", "step"): ssd_step, ("SsdScan", "chunked"): ssd_chunked}
-"""Operator and form to the body that calls a fused operator."""
+BODIES: Final = {
+    ("SsdScan", "step"): ssd_step,
+    ("SsdScan", "chunked"): ssd_chunked,
+    ("SelectiveScan", "chunked"): selective_tokens,
+}
+"""Operator and form to the body that ONNX Runtime gets."""

@@ -64,9 +64,7 @@ def make_inputs(
     return {name: value for name, value in inputs.items() if name not in omit}
 
 
-def _finish(op: Any, call: Call, y: Any, bias: Any) -> Any:
-    if bias is not None:
-        y = op.Add(y, b.to_fp32(op, bias, call.type("T")))
+def _activate(op: Any, call: Call, y: Any) -> Any:
     return b.silu(op, y) if call.attributes["activation"] == "silu" else y
 
 
@@ -77,8 +75,10 @@ def step(
     type_ = call.type("T")
     window = b.label(op.Concat(past, x, axis=1), "window")
     taps = b.label(op.Transpose(b.to_fp32(op, weight, type_), perm=[1, 0]), "taps")
-    products = op.Mul(b.to_fp32(op, window, type_), taps)
-    y = _finish(op, call, op.ReduceSum(products, [1], keepdims=1), bias)
+    y = op.ReduceSum(op.Mul(b.to_fp32(op, window, type_), taps), [1], keepdims=1)
+    if bias is not None:
+        y = op.Add(y, b.to_fp32(op, bias, type_))
+    y = _activate(op, call, y)
     present = op.Slice(window, [1], [call.sizes["K"]], [1])
     if lengths is None:
         return b.from_fp32(op, y, type_), present
@@ -90,17 +90,24 @@ def step(
 def chunked(
     op: Any, call: Call, x: Any, weight: Any, bias: Any, past: Any, lengths: Any
 ) -> tuple[Any, Any]:
-    """Any number of tokens: one depthwise Conv between two transposes."""
+    """Any number of tokens: K shifted copies of the window times their taps, summed.
+
+    As fast as a depthwise Conv between transposes at 512 tokens and several times faster at few,
+    and one fused kernel where the runtime fuses elementwise operators.
+    """
     type_, taps = call.type("T"), call.sizes["K"]
     window = b.label(op.Concat(past, x, axis=1), "window")
-    kernel = b.label(op.Unsqueeze(b.to_fp32(op, weight, type_), [1]), "kernel")
-    rows = op.Transpose(b.to_fp32(op, window, type_), perm=[0, 2, 1])
-    terms = [rows, kernel]
+    rows = op.Transpose(b.to_fp32(op, weight, type_), perm=[1, 0])
+    rows = op.Split(rows, axis=0, num_outputs=taps, _outputs=taps) if taps > 1 else [rows]
+    y = op.Mul(b.to_fp32(op, x, type_), rows[-1])
     if bias is not None:
-        terms.append(b.to_fp32(op, bias, type_))
-    y = op.Transpose(op.Conv(*terms, group=call.sizes["D"]), perm=[0, 2, 1])
-    y = _finish(op, call, y, None)
+        y = op.Add(y, b.to_fp32(op, bias, type_))
     length = b.length_of(op, x)
+    wide = b.to_fp32(op, window, type_)
+    for tap in range(taps - 1):
+        shifted = b.label(op.Slice(wide, [tap], op.Add(length, [tap]), [1]), "shifted")
+        y = op.Add(y, op.Mul(shifted, rows[tap]))
+    y = _activate(op, call, y)
     if lengths is None:
         return b.from_fp32(op, y, type_), op.Slice(window, length, [b.TO_THE_END], [1])
     valid = op.Unsqueeze(b.valid_positions(op, lengths, length), [2])

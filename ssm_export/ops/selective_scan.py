@@ -75,7 +75,7 @@ def make_inputs(
     return {name: value for name, value in inputs.items() if name not in omit}
 
 
-def _prepare(op: Any, call: Call, u: Any, dt: Any, B: Any, dt_bias: Any, lengths: Any) -> Any:
+def prepare(op: Any, call: Call, u: Any, dt: Any, B: Any, dt_bias: Any, lengths: Any) -> Any:
     """u, delta and B in fp32, delta·u, and the mask (B,T,1) or None; padding adds nothing."""
     type_ = call.type("T")
     u, dt, B = (b.to_fp32(op, value, type_) for value in (u, dt, B))
@@ -87,7 +87,7 @@ def _prepare(op: Any, call: Call, u: Any, dt: Any, B: Any, dt_bias: Any, lengths
     return u, delta, b.label(op.Mul(delta, inflow_u), "inflow"), B, valid
 
 
-def _finish(op: Any, call: Call, y: Any, u: Any, D: Any, z: Any, valid: Any) -> Any:
+def finish(op: Any, call: Call, y: Any, u: Any, D: Any, z: Any, valid: Any) -> Any:
     """The skip, the gate, the mask and the cast of y (B,T,D)."""
     if D is not None:
         y = op.Add(y, op.Mul(u, D))
@@ -103,13 +103,13 @@ def step(
     past: Any, lengths: Any,
 ) -> tuple[Any, Any]:  # fmt: skip
     """One token, with the state as (B,N,D) so that broadcasting runs along the channels."""
-    u, delta, inflow, B, valid = _prepare(op, call, u, dt, B, dt_bias, lengths)
+    u, delta, inflow, B, valid = prepare(op, call, u, dt, B, dt_bias, lengths)
     C = b.to_fp32(op, C, call.type("T"))
     state = op.Transpose(b.to_fp32(op, past, call.type("S")), perm=[0, 2, 1])
     decay = op.Exp(op.Mul(delta, op.Transpose(A, perm=[1, 0])))
     B = op.Reshape(B, [0, call.sizes["N"], 1])
     state = op.Add(op.Mul(decay, state), op.Mul(B, inflow))
-    y = _finish(op, call, op.MatMul(C, state), u, D, z, valid)
+    y = finish(op, call, op.MatMul(C, state), u, D, z, valid)
     return y, b.from_fp32(op, op.Transpose(state, perm=[0, 2, 1]), call.type("S"))
 
 
@@ -122,7 +122,7 @@ def chunked(
     Memory is that of one chunk's states, whatever T is; see :func:`_chunk` for what a chunk does.
     """
     length = b.length_of(op, u)
-    u, delta, inflow, B, valid = _prepare(op, call, u, dt, B, dt_bias, lengths)
+    u, delta, inflow, B, valid = prepare(op, call, u, dt, B, dt_bias, lengths)
     C = b.to_fp32(op, C, call.type("T"))
     chunks, padded, padding = b.chunk_counts(op, length, POSITIONS * GROUPS)
     pads = op.Concat([0, 0, 0, 0], padding, [0], axis=0)
@@ -149,7 +149,7 @@ def chunked(
     state, y = b.scan(op, over_chunk, [start], sequences, names, 1)
     shape = op.Concat([0], padded, [channels], axis=0)
     y = op.Reshape(op.Transpose(y, perm=[1, 0, 2, 3, 4]), shape)
-    y = _finish(op, call, op.Slice(y, [0], length, [1]), u, D, z, valid)
+    y = finish(op, call, op.Slice(y, [0], length, [1]), u, D, z, valid)
     return y, b.from_fp32(op, op.Transpose(state, perm=[0, 2, 1]), call.type("S"))
 
 

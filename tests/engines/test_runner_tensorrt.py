@@ -58,7 +58,7 @@ def _enter(toy, form="step", target="rtx-any", engine="tensorrt-rtx", **changed)
 
 
 def test_a_bundle_without_engines_says_how_to_build_them(toy):
-    with pytest.raises(SsmExportError, match="ssm-export build .* --engine tensorrt-rtx") as caught:
+    with pytest.raises(SsmExportError, match=r"build .* --engine tensorrt-rtx") as caught:
         open_runner(toy.bundle, "tensorrt-rtx")
     assert caught.value.code == errors.NO_ENGINE
 
@@ -78,9 +78,7 @@ def test_a_built_engine_without_a_gpu_says_what_to_do(toy):
 @needs_rtx
 def test_an_engine_of_another_version_is_refused(toy):
     _enter(toy, versions={"tensorrt_rtx": "0.9.1"})
-    with pytest.raises(
-        SsmExportError, match=r"built with tensorrt_rtx 0\.9\.1, here is 1"
-    ) as caught:
+    with pytest.raises(SsmExportError, match=r"tensorrt_rtx 0\.9\.1, here is 1") as caught:
         open_runner(toy.bundle, "tensorrt-rtx")
     assert caught.value.code == errors.ENGINE_MISMATCH
     assert "engines/rtx-any/step.engine" in str(caught.value)

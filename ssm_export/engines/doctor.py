@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ssm_export import machine
+from ssm_export.engines import available_runners
 from ssm_export.machine import gpu_names, installed_version, run_tool
 
 PACKAGES: Final = {
@@ -145,15 +146,13 @@ def _package(distribution: str, module: str) -> Probe:
         if not version and (distribution == "onnxruntime-gpu" or util.find_spec(module) is None):
             return False, "not installed"
         imported = import_module(module)
-        return True, str(getattr(imported, "__version__", version))
+        return True, version or str(getattr(imported, "__version__", "no version"))
 
     return _guard(distribution, "packages", look)
 
 
 def _runners() -> list[Probe]:
     try:
-        from ssm_export.engines import available_runners
-
         return [
             Probe(runner.name, "runners", runner.available, runner.detail)
             for runner in available_runners()

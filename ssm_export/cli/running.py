@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shlex
 import signal
@@ -45,27 +46,32 @@ _EXTRAS: Final = {
 
 def run(group: click.Group, args: list[str]) -> int:
     """Run ``ssm-export *args`` and give its exit status; raises nothing."""
-    began = time.perf_counter()
-    command = shlex.join([PROGRAM, *args])
-    as_json = "--json" in args
     if not args:
         click.echo(group.get_help(click.Context(group, info_name=PROGRAM)))
         return EXIT_USAGE
     try:
+        return _run(group, args)
+    except click.exceptions.Exit as done:  # --help, --version
+        return done.exit_code
+    except BrokenPipeError:  # whoever read stdout has left, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+
+
+def _run(group: click.Group, args: list[str]) -> int:
+    began = time.perf_counter()
+    command = shlex.join([PROGRAM, *args])
+    as_json = "--json" in args
+    try:
         with terminable():
             outcome = _call(group, args)
-        if outcome is None:  # --help, --version
-            return EXIT_DONE
         if as_json:
             _write_json(outcome.verb, command, outcome.body())
         elif not outcome.quiet:
             outcome.show(sys.stdout)
         error = outcome.failure
-    except click.exceptions.Exit as done:
-        return done.exit_code
-    except BrokenPipeError:  # whoever read stdout has left, such as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+    except (click.exceptions.Exit, BrokenPipeError):
+        raise
     except BaseException as raised:
         error = as_our_error(raised)
         if as_json:
@@ -73,16 +79,15 @@ def run(group: click.Group, args: list[str]) -> int:
     if error is not None:
         say(str(error))
     seconds = time.perf_counter() - began
-    say(f"{'PASSED' if error is None else 'FAILED'}  {seconds:.1f} s  {command}")
+    one_line = command.replace("\n", "\\n")  # a prompt may have several lines
+    say(f"{'PASSED' if error is None else 'FAILED'}  {seconds:.1f} s  {one_line}")
     return EXIT_DONE if error is None else error.code.exit_status
 
 
-def _call(group: click.Group, args: list[str]) -> Outcome | None:
-    from ssm_export.cli.common import Outcome
-
+def _call(group: click.Group, args: list[str]) -> Outcome:
     with group.make_context(PROGRAM, list(args)) as context:
-        result: Any = group.invoke(context)
-        return result if isinstance(result, Outcome) else None
+        outcome: Outcome = group.invoke(context)
+        return outcome
 
 
 def say(line: str) -> None:
@@ -153,7 +158,17 @@ def verb_of(group: click.Group, args: list[str]) -> str:
 def _write_json(verb: str, command: str, body: dict[str, Any]) -> None:
     from ssm_export.report import document
 
-    print(json.dumps(document(verb, command, body), indent=2, allow_nan=False), flush=True)
+    strict = _without_infinities(document(verb, command, body))
+    print(json.dumps(strict, indent=2, allow_nan=False), flush=True)
+
+
+def _without_infinities(value: Any) -> Any:
+    """JSON has no infinite numbers: they become ``"inf"``, ``"-inf"`` and ``"nan"``."""
+    if isinstance(value, dict):
+        return {str(key): _without_infinities(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_infinities(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
