@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from model import ByteLM, Shape
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-from model import ByteLM, Shape
 
 CLASSES = {"mamba": "MambaForCausalLM", "mamba2": "Mamba2ForCausalLM"}
 LAYOUT_VERSION = "5.23.0"

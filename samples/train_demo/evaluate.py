@@ -10,12 +10,11 @@ from pathlib import Path
 
 import click
 import torch
+from checkpoint import load_folder
+from data import SEPARATOR, evaluation_batches, held_out_text
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-
-from checkpoint import load_folder
-from data import SEPARATOR, evaluation_batches, held_out_text
 
 WINDOW = 1024
 """Bytes per evaluation window. Each window starts from a zero state."""

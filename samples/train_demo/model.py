@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
+import torch.nn.functional as F  # noqa: N812
 from scan import selective_scan, ssd_chunked
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)

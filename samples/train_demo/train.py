@@ -13,14 +13,13 @@ from typing import Any
 
 import click
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
-
 from checkpoint import rounded, save_folder
 from data import Windows, held_out_text, training_text
 from evaluate import WINDOW, bits_per_byte, compressed_bits_per_byte
 from model import SHAPES, ByteLM
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
 HERE = Path(__file__).resolve().parent
 NO_DECAY = ("A_log", "D", "dt_bias", "bias", "norm.weight", "norm_f.weight", "embeddings.weight")
@@ -80,7 +79,7 @@ def report(model: ByteLM, limit: int | None, record: dict[str, Any]) -> dict[str
     text = held_out_text(limit)
     other = compressed_bits_per_byte(text)
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         **record,

@@ -177,9 +177,7 @@ class OnnxRuntimeRunner:
             options.intra_op_num_threads = self._threads
         if self._low_memory:
             # The last level folds the casts of fp16 weights whatever is disabled by name.
-            options.graph_optimization_level = (
-                self._ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-            )
+            options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
             # This order makes a cast just before its use; the default one makes them all first.
             options.execution_order = self._ort.ExecutionOrder.PRIORITY_BASED
             options.enable_cpu_mem_arena = False

@@ -7,6 +7,7 @@ is fp32; ``scale`` is written because its default 0 means ``1/sqrt(K)``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from ssm_export.ops import _body as b
@@ -157,7 +158,7 @@ def _finish(op: Any, call: Call, y: Any, x: Any, D: Any, valid: Any) -> Any:
     return b.from_fp32(op, y, call.type("T"))
 
 
-BODIES: Final = {
+BODIES: Final[dict[tuple[str, str], Callable[..., Any]]] = {
     ("SsdScan", "step"): ssd_step,
     ("SsdScan", "chunked"): ssd_chunked,
     ("SelectiveScan", "chunked"): selective_tokens,

@@ -16,6 +16,9 @@ POSITIONS: Final = 8
 GROUPS: Final = 4
 """Groups of one chunk, which go side by side; a chunk is POSITIONS·GROUPS tokens."""
 
+NO_STEP: Final = -1e4
+"""A dt whose softplus is exactly 0 in fp32: such a token leaves the state as it is."""
+
 DOC = """
 Selective scan of Mamba-1.
 
@@ -119,33 +122,42 @@ def chunked(
 ) -> tuple[Any, Any]:  # fmt: skip
     """Any number of tokens: a Scan over chunks of GROUPS groups of POSITIONS tokens.
 
-    Memory is that of one chunk's states, whatever T is; see :func:`_chunk` for what a chunk does.
+    Memory is that of one chunk's states, whatever T is, and the time steps too are made chunk by
+    chunk, in the processor's cache; see :func:`_chunk` for what a chunk does.
     """
+    type_, attributes = call.type("T"), call.attributes
+    channels, states = call.sizes["D"], call.sizes["N"]
     length = b.length_of(op, u)
-    u, delta, inflow, B, valid = prepare(op, call, u, dt, B, dt_bias, lengths)
-    C = b.to_fp32(op, C, call.type("T"))
+    u, dt, B, C = (b.to_fp32(op, value, type_) for value in (u, dt, B, C))
+    valid, inflow_u = None, u
+    no_step = NO_STEP if attributes["dt_softplus"] else 0.0
+    if lengths is not None:
+        valid = op.Unsqueeze(b.valid_positions(op, lengths, length), [2])
+        inflow_u, B = b.keep(op, valid, u), b.keep(op, valid, B)
+        dt = op.Where(valid, dt, no_step)
     chunks, padded, padding = b.chunk_counts(op, length, POSITIONS * GROUPS)
     pads = op.Concat([0, 0, 0, 0], padding, [0], axis=0)
 
-    def arrange(x: Any, width: int, name: str) -> Any:
-        """(B,T,W) → (chunks,B,GROUPS,POSITIONS,W), padded with zeros."""
+    def arrange(x: Any, width: int, name: str, fill: float = 0.0) -> Any:
+        """(B,T,W) → (chunks,B,GROUPS,POSITIONS,W), padded with ``fill``."""
         shape = op.Concat([0], chunks, [GROUPS, POSITIONS, width], axis=0)
-        return b.label(op.Transpose(op.Reshape(op.Pad(x, pads), shape), perm=[1, 0, 2, 3, 4]), name)
+        x = op.Reshape(op.Pad(x, pads, fill), shape)
+        return b.label(op.Transpose(x, perm=[1, 0, 2, 3, 4]), name)
 
-    channels, states = call.sizes["D"], call.sizes["N"]
     A_rows = b.label(op.Transpose(A, perm=[1, 0]), "A_rows")
     start = op.Transpose(b.to_fp32(op, past, call.type("S")), perm=[0, 2, 1])
 
-    def over_chunk(op: Any, state: Any, delta: Any, inflow: Any, B: Any, C: Any) -> Any:
-        return _chunk(op, A_rows, state, delta, inflow, B, C)
+    def over_chunk(op: Any, state: Any, dt: Any, u: Any, B: Any, C: Any) -> Any:
+        delta = b.time_step(op, dt, dt_bias, attributes)
+        return _chunk(op, A_rows, state, delta, op.Mul(delta, u), B, C)
 
     sequences = [
-        arrange(delta, channels, "delta_chunks"),
-        arrange(inflow, channels, "inflow_chunks"),
+        arrange(dt, channels, "dt_chunks", no_step),
+        arrange(inflow_u, channels, "u_chunks"),
         arrange(B, states, "B_chunks"),
         arrange(C, states, "C_chunks"),
     ]
-    names = ["state", "delta", "inflow", "B", "C", "y"]
+    names = ["state", "dt", "u", "B", "C", "y"]
     state, y = b.scan(op, over_chunk, [start], sequences, names, 1)
     shape = op.Concat([0], padded, [channels], axis=0)
     y = op.Reshape(op.Transpose(y, perm=[1, 0, 2, 3, 4]), shape)

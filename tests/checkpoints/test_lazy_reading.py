@@ -81,11 +81,14 @@ def growth(folder: Path) -> tuple[int, int]:
 def test_opening_reads_no_data_and_reading_keeps_none(
     mamba_source: Source, tmp_path: Path, file: str
 ) -> None:
-    """Twenty tensors of 16 MiB: reading them one by one never holds them all."""
+    """Six tensors of 40 MiB: reading them one by one never holds them all.
+
+    40 MiB is more than malloc keeps for itself, so that what is freed is gone.
+    """
     from safetensors.torch import save_file
 
-    one = 16 << 20
-    weights = {f"tensor.{i}": torch.full((one // 4,), float(i)) for i in range(20)}
+    one = 40 << 20
+    weights = {f"tensor.{i}": torch.full((one // 4,), float(i)) for i in range(6)}
     (tmp_path / "config.json").write_text(json.dumps(mamba_source.config))
     if file.endswith(".bin"):
         torch.save(weights, tmp_path / file)
@@ -95,4 +98,4 @@ def test_opening_reads_no_data_and_reading_keeps_none(
     base_opened, base_read = growth(mamba_source.folder)
     opened, read = growth(tmp_path)
     assert opened - base_opened < one
-    assert read - base_read < 5 * one
+    assert read - base_read < 4 * one
