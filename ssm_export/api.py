@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssm_export import errors
-from ssm_export.bundle import Bundle, EngineEntry
+from ssm_export.bundle import Bundle
 from ssm_export.errors import SsmExportError, missing_package
 from ssm_export.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from ssm_export.benchmarking import BenchReport
+    from ssm_export.engines.doctor import DoctorReport
+    from ssm_export.engines.tensorrt import BuildReport
     from ssm_export.exporter import ExportReport
     from ssm_export.generation import Generation
     from ssm_export.inspection import InspectReport
-    from ssm_export.machine import DoctorReport
     from ssm_export.verification import Reference, VerifyReport
 
 PathLike = str | os.PathLike[str]
@@ -78,17 +79,17 @@ def build(
     bundle: PathLike | Bundle,
     *,
     target: str = "rtx-any",
-    engine: str = "tensorrt-rtx",
+    engine: str | None = None,
     max_batch: int = 8,
     max_chunk: int = 1024,
     progress: Progress = SILENT,
-) -> list[EngineEntry]:
+) -> BuildReport:
     """Build TensorRT engines of both graphs into the bundle. TensorRT-RTX builds need no GPU.
 
     Args:
         bundle: the bundle or its folder.
         target: a name of ``ssm-export list targets``.
-        engine: ``tensorrt-rtx`` or ``tensorrt``.
+        engine: ``tensorrt-rtx`` or ``tensorrt``; what the target runs when None.
         max_batch: largest batch of the optimization profile.
         max_chunk: most tokens of one prefill call; longer prompts are fed in pieces.
         progress: shows bars.
@@ -234,7 +235,7 @@ def inspect(path: PathLike) -> InspectReport:
 
 def doctor() -> DoctorReport:
     """Say what this machine can do."""
-    from ssm_export.machine import examine
+    from ssm_export.engines.doctor import examine
 
     return examine()
 

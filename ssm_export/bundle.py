@@ -108,6 +108,8 @@ class Manifest:
         lowering: the lowering that runners take by default, why, and what was measured.
         weights: the one file that every graph points into.
         parity: the recorded vectors.
+        rounding: kind of case to tensor to the error of the torch model itself in this precision,
+            ``nmse`` and ``element``; see :mod:`ssm_export.verification.rounding`.
         measured: worst errors seen when the bundle was verified.
         engines: engines built so far.
         versions: versions of the tools that made the bundle.
@@ -126,6 +128,7 @@ class Manifest:
     lowering: dict[str, Any]
     weights: FileEntry
     parity: tuple[ParityEntry, ...] = ()
+    rounding: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     measured: dict[str, float] = field(default_factory=dict)
     engines: tuple[EngineEntry, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)

@@ -246,8 +246,9 @@ def _fill(
     manifest.versions = tool_versions()
     notes = _write_graphs(bundle, graphs, options, progress)
     manifest.files = tuple(_copy_side_files(bundle, checkpoint))
-    reference = TorchReference(model, weights)
-    manifest.parity = record_parity(bundle, reference, options.parity, progress)
+    exact = TorchReference(model, weights)
+    rounded = TorchReference(model, weights, exact=False)
+    record_parity(bundle, exact, rounded, options.parity, progress)
     large = manifest.weights.bytes > LARGE_WEIGHTS_BYTES
     _choose_lowering(bundle, options, large=large, progress=progress)
     (folder / "effective_config.yaml").write_text(

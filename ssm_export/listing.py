@@ -45,4 +45,4 @@ def targets() -> list[dict[str, Any]]:
     """Every target of ``build --target``."""
     from ssm_export.targets import all_targets
 
-    return [target.as_json() for target in all_targets().values()]
+    return [target.as_json() for target in all_targets()]

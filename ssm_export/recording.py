@@ -1,4 +1,4 @@
-"""Parity vectors: prompts, and what the float64 torch reference makes of them, as ``.npz`` files."""
+"""Parity vectors: prompts, and what the float64 torch model makes of them, as ``.npz`` files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 from ssm_export.bundle import Bundle, ParityEntry
 from ssm_export.progress import SILENT, Progress
 from ssm_export.references.torch_model import TorchReference
+from ssm_export.verification.measure import LOGITS
+from ssm_export.verification.rounding import measure_floor
 
 FULL_PARAMETERS: Final = 20_000_000
 """Up to this size ``auto`` records drift and greedy tokens too; beyond, they take minutes."""
@@ -20,16 +22,22 @@ _MOST_LOGITS: Final = 4_000_000
 """Above this many numbers a case keeps the logits of the last token only."""
 _PROMPT: Final = "import os\n\n\ndef main():\n    "
 _SEED: Final = 20260101
+_Result = tuple[np.ndarray, dict[str, np.ndarray]]
 
 
 def record_parity(
-    bundle: Bundle, reference: TorchReference, extent: str, progress: Progress = SILENT
-) -> tuple[ParityEntry, ...]:
-    """Write the vectors of a bundle into ``parity/``.
+    bundle: Bundle,
+    exact: TorchReference,
+    rounded: TorchReference,
+    extent: str,
+    progress: Progress = SILENT,
+) -> None:
+    """Write the vectors of a bundle into ``parity/``, and both into its manifest.
 
     Args:
-        bundle: the bundle under construction.
-        reference: the float64 model.
+        bundle: the bundle under construction; its ``parity`` and ``rounding`` are filled in.
+        exact: the float64 model.
+        rounded: the same in the bundle's precision.
         extent: ``quick`` (prompts), ``full`` (drift and greedy tokens too) or ``auto``.
         progress: shows one step per vector.
     """
@@ -39,7 +47,7 @@ def record_parity(
     vocabulary = bundle.manifest.sizes["V"]
     rows, tokens = (1, 33) if parameters > _LARGE_PARAMETERS else (3, 67)
     prompt = rng.integers(0, vocabulary, (rows, tokens), dtype=np.int64)
-    recorder = _Recorder(bundle, reference)
+    recorder = _Recorder(bundle, exact, rounded)
     work = [lambda: recorder.prefill(prompt)]
     if bundle.manifest.ragged:
         work.append(lambda: recorder.ragged(prompt))
@@ -48,43 +56,51 @@ def record_parity(
         work.append(lambda: recorder.drift(long))
         start = _first_tokens(bundle.path, vocabulary, prompt[:1, :16])
         work.append(lambda: recorder.generate(start))
-    task = progress.task("recording parity vectors (float64)", len(work))
+    task = progress.task("recording parity vectors", len(work))
     entries = []
     for record in work:
         entries.append(record())
         task.advance()
-    return tuple(entries)
+    bundle.manifest.parity = tuple(entries)
+    bundle.manifest.rounding = recorder.rounding
 
 
 class _Recorder:
-    def __init__(self, bundle: Bundle, reference: TorchReference) -> None:
+    def __init__(self, bundle: Bundle, exact: TorchReference, rounded: TorchReference) -> None:
         self.bundle = bundle
-        self.reference = reference
+        self.exact = exact
+        self.rounded = rounded
+        self.rounding: dict[str, dict[str, dict[str, float]]] = {}
 
     def prefill(self, ids: np.ndarray) -> ParityEntry:
-        logits, states = self._forward(ids, None)
+        logits, states = self.exact.forward(ids)
+        self._compare("prefill", self.rounded.forward(ids), (logits, states))
+        if logits.size > _MOST_LOGITS:
+            logits = logits[:, -1:]
         return self._save("prefill", ids, {"logits": logits, **states})
 
     def ragged(self, ids: np.ndarray) -> ParityEntry:
         rows, tokens = ids.shape
         lengths = np.array([max(1, tokens - 1 - 25 * row) for row in range(rows)], dtype=np.int32)
-        logits, states = self._forward(ids, lengths)
+        logits, states = self.exact.forward(ids, lengths)
         return self._save("ragged", ids, {"sequence_lengths": lengths, "logits": logits, **states})
 
     def drift(self, ids: np.ndarray) -> ParityEntry:
-        logits, states = self.reference.last_logits(ids)
+        logits, states = self.exact.last_logits(ids)
+        in_steps = self.bundle.manifest.state_dtype != "fp32"  # else only the last rounding differs
+        rounded = self.rounded.last_logits(ids, in_steps=in_steps)
+        self._compare("drift", rounded, (logits, states))
         return self._save("drift", ids, {"logits": logits, **states})
 
     def generate(self, ids: np.ndarray) -> ParityEntry:
-        tokens, margins = self.reference.generate(ids, GREEDY_TOKENS)
+        tokens, margins = self.exact.generate(ids, GREEDY_TOKENS)
         return self._save("generate", ids, {"tokens": tokens, "margin": margins})
 
-    def _forward(
-        self, ids: np.ndarray, lengths: np.ndarray | None
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        if ids.size * self.bundle.manifest.sizes["V"] > _MOST_LOGITS and lengths is None:
-            return self.reference.last_logits(ids)
-        return self.reference.forward(ids, lengths)
+    def _compare(self, kind: str, got: _Result, want: _Result) -> None:
+        """Keep how far PyTorch in the bundle's precision is from float64."""
+        pairs = {LOGITS: (got[0], want[0])}
+        pairs |= {name: (got[1][name], value) for name, value in want[1].items()}
+        self.rounding[kind] = {name: measure_floor(name, *pair) for name, pair in pairs.items()}
 
     def _save(self, kind: str, ids: np.ndarray, arrays: dict[str, np.ndarray]) -> ParityEntry:
         relative = f"parity/{kind}.npz"

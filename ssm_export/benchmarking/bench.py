@@ -229,12 +229,8 @@ def _passes_now(bundle: Bundle, runner: Runner, progress: Progress) -> tuple[str
 
 
 def _machine() -> dict[str, Any]:
-    try:
-        from ssm_export.machine import machine_facts
-    except ImportError:
-        import platform
+    from ssm_export.machine import machine_facts
 
-        return {"platform": platform.platform(), "cpus": os.cpu_count()}
     return dict(machine_facts())
 
 

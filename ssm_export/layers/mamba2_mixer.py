@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,11 @@ from ssm_export.layers.convolution import CausalConv1d
 from ssm_export.layers.scan_operators import ssd_scan
 from ssm_export.layers.state import MixerState
 from ssm_export.layers.stored import NEGATIVE_EXP, Stored
+
+CHUNK_SIZE: Final = 64
+"""Tokens that go through matrix products together. The result does not depend on it, so a config's
+own value, tuned for training, is not taken: on a CPU 512 tokens took 9.9 ms with 64, 11.2 with 128
+and 15.3 with 256 (24 heads of 64, state 128)."""
 
 
 class Mamba2Mixer(nn.Module):
@@ -40,13 +45,12 @@ class Mamba2Mixer(nn.Module):
         conv_bias: bool,
         epsilon: float,
         dt_limit: tuple[float, float],
-        chunk_size: int,
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self.heads, self.head_width = heads, head_width
         self.state_size, self.groups, self.taps = state_size, groups, taps
-        self.dt_limit, self.chunk_size = dt_limit, chunk_size
+        self.dt_limit = dt_limit
         self.inner = heads * head_width
         self.conv_channels = self.inner + 2 * groups * state_size
         self.in_proj = Linear(
@@ -89,7 +93,7 @@ class Mamba2Mixer(nn.Module):
             dt_softplus=True,
             dt_min=self.dt_limit[0],
             dt_max=self.dt_limit[1],
-            chunk_size=self.chunk_size,
+            chunk_size=CHUNK_SIZE,
         )
         gated = to_accumulator(y.flatten(-2)) * silu(to_accumulator(z))
         return self.out_proj(self.norm(gated)), (present_conv, present_ssm)

@@ -20,13 +20,12 @@ class Config(ModelConfig):
     num_heads: int = 128
     head_dim: int = 64
     n_groups: int = 8
-    chunk_size: int = 256
     time_step_limit: Sequence[float] = (0.0, float("inf"))
     tie_word_embeddings: bool = False
 
     def check(self) -> None:
         super().check()
-        for name in ("num_heads", "head_dim", "n_groups", "chunk_size"):
+        for name in ("num_heads", "head_dim", "n_groups"):
             require_positive(name, getattr(self, name))
         if self.num_heads * self.head_dim != self.inner:
             raise bad_config(
@@ -60,7 +59,6 @@ class Model(RecurrentLM):
             conv_bias=config.use_conv_bias,
             epsilon=config.layer_norm_epsilon,
             dt_limit=(float(config.time_step_limit[0]), float(config.time_step_limit[1])),
-            chunk_size=config.chunk_size,
             dtype=dtype,
         )
 

@@ -1,14 +1,17 @@
-"""Our torch model in float64 on the weights of the bundle: the truth that vectors are made from."""
+"""Our torch model on the weights of the bundle: in float64, which is the truth that vectors are made
+from, and in the bundle's own precision, which says what PyTorch loses by rounding."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from ssm_export.models.base import RecurrentLM
 from ssm_export.weights import Weights
@@ -18,22 +21,25 @@ RESIDENT_BYTES: Final = 1 << 30
 
 
 class TorchReference:
-    """Runs prompts from the initial state in float64, one block in memory at a time if need be.
+    """Runs prompts from the initial state, one block in memory at a time if need be.
 
     Args:
         model: the model, built with fake parameters.
         weights: its parameters; their rounding to the export precision is kept.
+        exact: compute in float64; otherwise as the model says: its types of weights, activations
+            and states, matrix products summed in fp32 or wider.
     """
 
     name = "torch"
 
-    def __init__(self, model: RecurrentLM, weights: Weights) -> None:
+    def __init__(self, model: RecurrentLM, weights: Weights, *, exact: bool = True) -> None:
         self.model = model
         self.weights = weights
         self.states = model.states()
+        self.exact = exact
         parameters = sum(parameter.numel() for parameter in model.parameters())
         self.resident = parameters * 8 <= RESIDENT_BYTES
-        self._shell = _real_copy(model)
+        self._shell = _empty_copy(model, exact=exact)
         self._loaded: set[str] = set()
 
     def forward(
@@ -52,7 +58,7 @@ class TorchReference:
         lengths = None if sequence_lengths is None else torch.as_tensor(sequence_lengths).int()
         past = self._initial(input_ids.shape[0])
         logits, present = self._run(torch.as_tensor(input_ids), past, lengths, last_only=False)
-        return logits.numpy(), self._named(present)
+        return logits.double().numpy(), self._named(present)
 
     def generate(self, input_ids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Greedy continuation: tokens (B,count), and the margins (B,count) of their logits."""
@@ -67,18 +73,26 @@ class TorchReference:
             margins.append(best.values[:, :1] - best.values[:, 1:])
         return torch.cat(tokens, 1).numpy(), torch.cat(margins, 1).numpy()
 
-    def last_logits(self, input_ids: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Like :meth:`forward`, but the logits of the last token only (B,1,V)."""
-        past = self._initial(input_ids.shape[0])
-        logits, present = self._run(torch.as_tensor(input_ids), past, None, last_only=True)
-        return logits.numpy(), self._named(present)
+    def last_logits(
+        self, input_ids: np.ndarray, *, in_steps: bool = False
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Like :meth:`forward`, but the logits of the last token only (B,1,V).
+
+        With ``in_steps`` the tokens go in one by one, so a state that is not exact is rounded at
+        every token, as decoding does.
+        """
+        state = self._initial(input_ids.shape[0])
+        ids = torch.as_tensor(input_ids)
+        for piece in ids.split(1, dim=1) if in_steps else (ids,):
+            logits, state = self._run(piece, state, None, last_only=True)
+        return logits.double().numpy(), self._named(state)
 
     @torch.no_grad()
     def _run(
         self, ids: Tensor, past: tuple[Tensor, ...], lengths: Tensor | None, *, last_only: bool
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         shell = self._shell
-        with self._filled(shell.backbone.embeddings, "backbone.embeddings."):
+        with WideProducts(), self._filled(shell.backbone.embeddings, "backbone.embeddings."):
             hidden = shell.embed(ids)
             present: list[Tensor] = []
             for layer, block in enumerate(shell.backbone.layers):
@@ -94,9 +108,9 @@ class TorchReference:
 
     @contextmanager
     def _filled(self, module: nn.Module, prefix: str) -> Iterator[None]:
-        """Fill a module with float64 weights for the block, and empty it again if memory is short."""
+        """Fill a module with its weights for the block, and empty it again if memory is short."""
         if prefix not in self._loaded:
-            self.weights.load_into(module, prefix, torch.float64)
+            self.weights.load_into(module, prefix, torch.float64 if self.exact else None)
         if self.resident:
             self._loaded.add(prefix)
         try:
@@ -110,21 +124,38 @@ class TorchReference:
             torch.full(
                 [size if isinstance(size, int) else batch for size in state.shape],
                 state.initial_value,
-                dtype=torch.float64,
+                dtype=torch.float64 if self.exact else getattr(torch, state.dtype),
             )
             for state in self.states
         )
 
     def _named(self, present: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
         return {
-            spec.name_in: value.numpy() for spec, value in zip(self.states, present, strict=True)
+            spec.name_in: value.double().numpy() for spec, value in zip(self.states, present, strict=True)
         }
 
 
-def _real_copy(model: RecurrentLM) -> RecurrentLM:
-    """The same model with empty float64 parameters on the CPU, filled later."""
+class WideProducts(TorchFunctionMode):
+    """Matrix products of half-precision tensors summed in fp32 and rounded once, as GPUs do.
+
+    torch's own fp16 products on a CPU sum in fp16, and run a hundred times slower than fp32 ones.
+    """
+
+    _PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, functional.linear)
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function in self._PRODUCTS and args[0].dtype in (torch.float16, torch.bfloat16):
+            return function(*(tensor.float() for tensor in args)).to(args[0].dtype)
+        return function(*args, **(kwargs or {}))
+
+
+def _empty_copy(model: RecurrentLM, *, exact: bool) -> RecurrentLM:
+    """The same model with parameters that have no elements, filled later."""
+    types = (torch.float64, torch.float64) if exact else (model.dtype, model.state_dtype)
     with torch.device("meta"):
-        copy = type(model)(model.config, dtype=torch.float64, state_dtype=torch.float64)
+        copy = type(model)(model.config, dtype=types[0], state_dtype=types[1])
     _empty(copy)
     return copy
 
@@ -132,6 +163,6 @@ def _real_copy(model: RecurrentLM) -> RecurrentLM:
 def _empty(module: nn.Module) -> None:
     """Give every parameter no elements, and so no memory."""
     for part in module.modules():
-        for name, _ in list(part.named_parameters(recurse=False)):
-            nothing = torch.empty(0, dtype=torch.float64)
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            nothing = torch.empty(0, dtype=parameter.dtype)
             setattr(part, name, nn.Parameter(nothing, requires_grad=False))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
-
-import numpy as np
 
 DOCUMENT_VERSION: Final = 1
 
@@ -33,8 +30,6 @@ def document(verb: str, command: str | Sequence[str], body: Mapping[str, Any]) -
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter, as far as they are installed."""
-    try:
-        from ssm_export.machine import tool_versions
-    except ImportError:
-        return {"python": platform.python_version(), "numpy": np.__version__}
+    from ssm_export.machine import tool_versions
+
     return dict(tool_versions())

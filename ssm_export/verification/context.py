@@ -21,6 +21,7 @@ from ssm_export.verification.measure import (
     element_error,
     squared_error,
 )
+from ssm_export.verification.rounding import MARGIN, floor_of
 from ssm_export.verification.truth import Case, Truth
 
 
@@ -114,13 +115,16 @@ class Context:
     ) -> list[Measurement]:
         if got.shape != want.shape:
             return [wrong_shape(run, place, got, want)]
+        floor = floor_of(self.manifest.rounding, "prefill", place.tensor)
+        allowed = max(self.gates.nmse(place.depth), MARGIN**2 * floor.nmse)
         mean, row = squared_error(got, want)
         relative, absolute = self.gates.element(place.depth)
+        absolute = max(absolute, MARGIN * floor.element)
         worst, index = element_error(got, want, relative, absolute)
         at = ", ".join(str(i) for i in index)
         named = place.tensor
         return [
-            Measurement(run, place, "nmse", mean, self.gates.nmse(place.depth), f"row {row}"),
+            Measurement(run, place, "nmse", mean, allowed, f"row {row}"),
             Measurement(run, place, "element/gate", worst, 1.0, f"{named}[{at}]"),
         ]
 
@@ -130,6 +134,7 @@ class Context:
         got: tuple[np.ndarray, Mapping[str, np.ndarray]],
         want: tuple[np.ndarray, Mapping[str, np.ndarray]],
         gate: Callable[[int], float],
+        kind: str = "prefill",
     ) -> list[Measurement]:
         """Logits of the last token and every state of ``want`` as a relative L2 error.
 
@@ -137,6 +142,7 @@ class Context:
             got: logits (B,…,V) and states of one way to run the graphs.
             want: of another, or the truth's.
             gate: depth to the gate.
+            kind: the kind of case whose rounding counts.
         """
         pairs = [(self.places[name], got[1][name], value) for name, value in want[1].items()]
         pairs.append((self.logits_place, got[0][:, -1:], want[0][:, -1:]))
@@ -147,8 +153,31 @@ class Context:
                 continue
             square, row = squared_error(one, other)
             value, at = math.sqrt(square), f"row {row}"
-            found.append(Measurement(run, place, "relative L2", value, gate(place.depth), at))
+            floor = floor_of(self.manifest.rounding, kind, place.tensor)
+            allowed = max(gate(place.depth), MARGIN * math.sqrt(floor.nmse))
+            found.append(Measurement(run, place, "relative L2", value, allowed, at))
         return found
+
+    def unchanged(
+        self, run: str, got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]
+    ) -> list[Measurement]:
+        """Every state to the bit."""
+        return [
+            Measurement(
+                run,
+                place,
+                "changed values",
+                float(np.count_nonzero(got[name] != want[name])),
+                0.0,
+                name,
+            )
+            for name, place in self.places.items()
+        ]
+
+    def near_tie(self, scale: float) -> float:
+        """The margin top1 − top2 below which either token is right; ``scale``: RMS of logits."""
+        floor = floor_of(self.manifest.rounding, "prefill", LOGITS)
+        return max(self.gates.near_tie(scale), 2 * MARGIN * floor.element * scale)
 
 
 def wrong_shape(run: str, place: Place, got: np.ndarray, want: np.ndarray) -> Measurement:

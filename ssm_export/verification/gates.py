@@ -5,8 +5,9 @@ layer to the residual stream. Those errors are independent, so they add in squar
 has passed through ``depth`` layers may have ``1 + depth`` times the operator's mean-square error
 (one for what feeds the first layer), or ``sqrt(1 + depth)`` times its amplitude. Logits have passed
 through all L layers, a state of layer i through i + 1. Every gate of a whole model below is an
-operator gate times one of these two factors, and nothing else loosens it. The same table holds
-on every machine.
+operator gate times one of these two factors. What a network makes of its own rounding beyond that
+is measured, not guessed: :mod:`ssm_export.verification.rounding`. The same table holds on every
+machine.
 """
 
 from __future__ import annotations

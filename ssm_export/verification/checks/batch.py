@@ -115,10 +115,8 @@ def _idle_rows(
     found: list[Measurement] = []
     for form, taken in (("prefill", ids), ("step", ids[:, :1])):
         if form == "prefill":
-            logits, after = feeding.prefill(context.model, taken, states, none)
+            _, after = feeding.prefill(context.model, taken, states, none)
         else:
-            logits, after = context.model.step(taken, states, none)
-        run = f"{form} of rows of length 0"
-        kept = (logits, states)
-        found += context.same(run, (logits, after), kept, lambda depth: 0.0)
-    return [item for item in found if item.place != context.logits_place]
+            _, after = context.model.step(taken, states, none)
+        found += context.unchanged(f"{form} of rows of length 0", after, states)
+    return found

@@ -23,13 +23,13 @@ def drift(context: Context) -> Outcome:
     truth = case.logits, case.states
     logits, state = feeding.prefill(context.model, ids)
     run = f"prefill of {tokens} tokens"
-    found = context.same(run, (logits, state), truth, context.gates.drift)
+    found = context.same(run, (logits, state), truth, context.gates.drift, "drift")
     task = context.progress.task("drift", total=tokens)
     state = context.model.initial_state(ids.shape[0])
     for position in range(tokens):
         logits, state = context.model.step(ids[:, position : position + 1], state)
         task.advance()
-    found += context.same(f"{tokens} steps", (logits, state), truth, context.gates.drift)
+    found += context.same(f"{tokens} steps", (logits, state), truth, context.gates.drift, "drift")
     return Outcome(found, f"{tokens} steps")
 
 
@@ -46,7 +46,7 @@ def greedy_tokens(context: Context) -> Outcome:
     scale = context.truth.case("prefill").logits
     if scale is None:
         raise NotRun("the scale of the logits is not known")
-    near = context.gates.near_tie(rms(scale))
+    near = context.near_tie(rms(scale))
     count = tokens.shape[1]
     task = context.progress.task("greedy tokens", total=count)
     logits, state = feeding.prefill(context.model, case.input_ids)
