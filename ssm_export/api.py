@@ -70,9 +70,7 @@ def export(
         parity=parity,
         verify=verify,
     )
-    return exporter.export(
-        os.fspath(checkpoint), output, options, dry_run=dry_run, progress=progress
-    )
+    return exporter.export(checkpoint, output, options, dry_run=dry_run, progress=progress)
 
 
 def build(
@@ -134,7 +132,12 @@ def verify(
     opened = _open(bundle)
     if against == "parity":
         return verify_bundle(
-            opened, runner=runner, lowering=lowering, checks=checks, bisect=bisect, progress=progress
+            opened,
+            runner=runner,
+            lowering=lowering,
+            checks=checks,
+            bisect=bisect,
+            progress=progress,
         )
     with _reference(opened, against, checkpoint) as reference:
         return verify_bundle(

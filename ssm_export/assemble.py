@@ -72,9 +72,7 @@ class Parts:
         return [node for node in self.graph if node in wanted]
 
 
-def assemble(
-    parts: Parts, plan: BlockPlan, states: Sequence[StateSpec], *, name: str
-) -> ir.Model:
+def assemble(parts: Parts, plan: BlockPlan, states: Sequence[StateSpec], *, name: str) -> ir.Model:
     """Put the whole model together.
 
     Args:

@@ -231,13 +231,13 @@ class Bundle:
         return path
 
     def graph_path(self, form: str, lowering: str | None = None) -> Path:
-        """The ONNX file of a form (``step`` or ``prefill``), in the default lowering or the given."""
+        """The ONNX file of a form (``step`` or ``prefill``), in a lowering or the default one."""
         graphs = self.manifest.graphs[form]
         chosen = lowering or str(self.manifest.lowering["chosen"])
         if chosen not in graphs:
             raise SsmExportError(
                 errors.BAD_OPTION,
-                f"the bundle holds no '{chosen}' lowering of its {form} graph, only {sorted(graphs)}",
+                f"the {form} graph is not there as '{chosen}', only as {', '.join(sorted(graphs))}",
                 where=str(self.path),
                 fix=f"ssm-export export CHECKPOINT -o BUNDLE --lowering {chosen}",
             )
@@ -322,7 +322,9 @@ def new_bundle(destination: str | os.PathLike[str]) -> Iterator[Path]:
         )
     with disk_errors(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
+        temporary = Path(
+            tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent)
+        )
     try:
         with disk_errors(final.parent):
             yield temporary

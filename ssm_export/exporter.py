@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -117,8 +118,8 @@ class ExportReport:
 
 
 def export(
-    checkpoint: str | Path,
-    output: str | Path,
+    checkpoint: str | os.PathLike[str],
+    output: str | os.PathLike[str],
     options: ExportOptions | None = None,
     *,
     dry_run: bool = False,
@@ -145,7 +146,7 @@ def export(
             f"'{output}' exists already",
             fix="give another -o, or remove it first",
         )
-    with open_checkpoint(checkpoint) as opened:
+    with open_checkpoint(os.fspath(checkpoint)) as opened:
         model_class = family(opened.model_type)
         config = model_class.config_class.from_dict(opened.config)
         model, mode = build_fake(

@@ -32,7 +32,9 @@ def operators() -> list[dict[str, Any]]:
     return [
         {
             "name": spec.name,
-            "inputs": [f"{p.name}{'?' if p.optional else ''} ({','.join(p.axes)})" for p in spec.inputs],
+            "inputs": [
+                f"{p.name}{'?' if p.optional else ''} ({','.join(p.axes)})" for p in spec.inputs
+            ],
             "outputs": [f"{p.name} ({','.join(p.axes)})" for p in spec.outputs],
             "attributes": dict(spec.attributes),
             "doc": spec.doc.strip().splitlines()[0] if spec.doc.strip() else "",

@@ -128,9 +128,9 @@ def write_weights(
         os.fsync(stream.fileno())
         size = stream.tell()
     for graph in graphs:
-        for name, value in graph.graph.initializers.items():
-            if value.const_value is None:
-                value.const_value = tensors[name]
+        for name, initializer in graph.graph.initializers.items():
+            if initializer.const_value is None:
+                initializer.const_value = tensors[name]
     return size
 
 

@@ -14,9 +14,7 @@ from ssm_export import errors
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON_FILES = sorted(
-    path
-    for folder in ("ssm_export", "tests", "samples")
-    for path in (ROOT / folder).rglob("*.py")
+    path for folder in ("ssm_export", "tests", "samples") for path in (ROOT / folder).rglob("*.py")
 )
 PUBLIC = {
     "Bundle",

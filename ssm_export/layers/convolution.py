@@ -28,6 +28,4 @@ class CausalConv1d(nn.Module):
     def forward(
         self, x: Tensor, past: Tensor, sequence_lengths: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        return causal_conv1d(
-            x, self.weight, self.bias, past, sequence_lengths, activation="silu"
-        )
+        return causal_conv1d(x, self.weight, self.bias, past, sequence_lengths, activation="silu")

@@ -6,6 +6,7 @@ They exist to be traced and to be the PyTorch truth of a bundle, not to be fast.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,7 +57,9 @@ def _causal_conv1d(
     time, taps = x.shape[1], weight.shape[1]
     window = torch.cat([past, x], dim=1)
     wide, kernel = to_accumulator(window), to_accumulator(weight)
-    y = sum(wide[:, k : k + time] * kernel[:, k] for k in range(taps))
+    y = wide[:, :time] * kernel[:, 0]
+    for k in range(1, taps):
+        y = y + wide[:, k : k + time] * kernel[:, k]
     if bias is not None:
         y = y + bias
     if activation == "silu":
@@ -130,7 +133,9 @@ def _ssd_scan(
     outputs = []
     for t, valid in enumerate(_valid(time, batch, sequence_lengths, x.device)):
         decay = torch.exp(delta[:, t] * A)[..., None, None]
-        update = decay * state + (delta[:, t, :, None] * wide[:, t])[..., None] * b[:, t, :, None, :]
+        update = (
+            decay * state + (delta[:, t, :, None] * wide[:, t])[..., None] * b[:, t, :, None, :]
+        )
         state = torch.where(_rows(valid, state), update, state)
         outputs.append((state @ c[:, t, :, :, None])[..., 0])
     y = torch.stack(outputs, dim=1)
@@ -142,7 +147,7 @@ def _ssd_scan(
     return y.to(x.dtype), state.to(past.dtype)
 
 
-_EAGER = {
+_EAGER: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "CausalConv1d": _causal_conv1d,
     "SelectiveScan": _selective_scan,
     "SsdScan": _ssd_scan,
@@ -201,9 +206,7 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]:
     """u, dt (B,T,D), A (D,N), B, C (B,T,N), past (B,D,N) → y (B,T,D), present (B,D,N)."""
     operator = torch.ops.ssm_export.SelectiveScan
-    y, present = operator(
-        u, dt, A, B, C, D, z, dt_bias, past, sequence_lengths, int(dt_softplus)
-    )
+    y, present = operator(u, dt, A, B, C, D, z, dt_bias, past, sequence_lengths, int(dt_softplus))
     return y, present
 
 

@@ -42,7 +42,7 @@ class ModelConfig:
     tie_word_embeddings: bool = True
 
     @classmethod
-    def from_dict(cls: type[_Config], values: Mapping[str, Any]) -> _Config:
+    def from_dict(cls: type[_Config], values: Mapping[str, Any]) -> _Config:  # noqa: PYI019  # 3.10
         """Read the keys this family knows; ``BAD_MODEL_CONFIG`` names the first that is wrong."""
         fields = {field.name: field for field in dataclasses.fields(cls)}
         chosen = {name: values[name] for name in fields if values.get(name) is not None}

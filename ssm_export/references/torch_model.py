@@ -1,5 +1,5 @@
-"""Our torch model on the weights of the bundle: in float64, which is the truth that vectors are made
-from, and in the bundle's own precision, which says what PyTorch loses by rounding."""
+"""Our torch model on the weights of the bundle: in float64, which is the truth that vectors are
+made from, and in the bundle's own precision, which says what PyTorch loses by rounding."""
 
 from __future__ import annotations
 
@@ -131,7 +131,8 @@ class TorchReference:
 
     def _named(self, present: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
         return {
-            spec.name_in: value.double().numpy() for spec, value in zip(self.states, present, strict=True)
+            spec.name_in: value.double().numpy()
+            for spec, value in zip(self.states, present, strict=True)
         }
 
 

@@ -59,7 +59,9 @@ def main() -> None:
         (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
-def measure_model(size: str, lengths: list[int], options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_model(
+    size: str, lengths: list[int], options: argparse.Namespace
+) -> list[dict[str, Any]]:
     """Export one size, then time our graphs, the floor and transformers in turn."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, model = random_checkpoint(size, Path(folder), options.layers)
@@ -85,7 +87,8 @@ def measure_model(size: str, lengths: list[int], options: argparse.Namespace) ->
             }
             if not options.no_transformers and length <= 1024:
                 contestants["transformers"] = lambda ids=ids: torch_run(model, ids)
-            rows.append({"size": size, "tokens": length, **in_turn(contestants, options.repetitions)})
+            measured = in_turn(contestants, options.repetitions)
+            rows.append({"size": size, "tokens": length, **measured})
         runner.close()
         return rows
 
@@ -167,7 +170,8 @@ class Floor:
             extra = {"transB": 1} if head else {}
             nodes.append(helper.make_node(node.op_type, [name, weight.name], [product], **extra))
             kept = f"{node.name}/kept"
-            nodes.append(helper.make_node("Gather", [product, "first"], [kept], axis=0 if head else 1))
+            axis = 0 if head else 1
+            nodes.append(helper.make_node("Gather", [product, "first"], [kept], axis=axis))
             outputs.append(helper.make_tensor_value_info(kept, TensorProto.FLOAT, None))
             used.append(weight)
         graph = helper.make_graph(nodes, "floor", list(inputs.values()), outputs, used)
@@ -184,12 +188,14 @@ class Floor:
         """Every product once, for ``length`` tokens."""
         if length not in self.feeds:  # made in the round that is not counted
             rng = np.random.default_rng(0)
+            shapes = {
+                name: (1, int(name[4:])) if name.startswith("head") else (1, length, int(name[1:]))
+                for name in self.names
+            }
             self.feeds = {
                 length: {
-                    name: rng.standard_normal(
-                        (1, int(name[4:])) if name.startswith("head") else (1, length, int(name[1:]))
-                    ).astype(np.float32)
-                    for name in self.names
+                    name: rng.standard_normal(shape).astype(np.float32)
+                    for name, shape in shapes.items()
                 }
             }
         return self.session.run(None, self.feeds[length])

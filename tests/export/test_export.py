@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import onnx
@@ -229,23 +225,6 @@ def test_a_dry_run_writes_nothing(tiny_checkpoint, output):
     assert report.bundle is None
     assert report.plan["family"] == "mamba"
     assert not output.exists()
-
-
-def test_ctrl_c_leaves_nothing(tiny_checkpoint, output):
-    """SIGINT while the temporary folder exists: exit status 130 and an empty folder."""
-    command = [sys.executable, "-m", "ssm_export", "export", str(tiny_checkpoint("mamba"))]
-    process = subprocess.Popen(
-        [*command, "-o", str(output)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not list(output.parent.iterdir()) and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=120)
-    assert process.returncode == 130, messages
-    assert "interrupted" in messages.lower()
-    assert list(output.parent.iterdir()) == []
 
 
 def test_altered_weights_are_noticed(bundle_of, tmp_path):

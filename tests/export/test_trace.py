@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from conftest import tiny_values
+from families import tiny_values
 
 from ssm_export.lowering import attach_bodies
 from ssm_export.models import family as family_of
@@ -23,7 +23,10 @@ def traced(family: str, form: str, *, ragged: bool = False, all_logits: bool = F
     return model, trace(model, mode, form, ragged=ragged, all_logits=all_logits)
 
 
-@pytest.fixture(scope="module", params=[(form, ragged) for form in FORMS for ragged in (False, True)])
+KINDS = [(form, ragged) for form in FORMS for ragged in (False, True)]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def graph(request, family):
     form, ragged = request.param
     model, made = traced(family, form, ragged=ragged)

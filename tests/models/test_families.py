@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import FAMILIES, tiny_values
+from families import FAMILIES, tiny_values
 
 from ssm_export import errors
 from ssm_export.errors import SsmExportError
