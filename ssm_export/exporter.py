@@ -29,6 +29,7 @@ from ssm_export.trace import build_fake, trace
 from ssm_export.weights import Weights, write_weights
 
 if TYPE_CHECKING:
+    from ssm_export.engines import Runner
     from ssm_export.verification import VerifyReport
 
 CANONICAL: Final = "canonical"
@@ -36,6 +37,8 @@ AUTO: Final = "auto"
 STATE_DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16}
 LARGE_WEIGHTS_BYTES: Final = 1 << 30
 """Above this the lowering is not chosen by measuring, and checks run with little memory."""
+LARGE_CHECKS: Final = ("logits", "states")
+"""What is checked before a large bundle appears; the rest is for ``ssm-export verify``."""
 _GRAPH_BYTES: Final = 5_000_000
 """A graph without its weights stays below this; more means that something was unrolled."""
 
@@ -180,13 +183,22 @@ def export(
 
 
 def _verify(bundle: Bundle, *, large: bool, progress: Progress) -> VerifyReport:
-    """The graphs against the vectors just recorded; ``PARITY_FAILED`` names what departs."""
+    """The graphs against the vectors just recorded; ``PARITY_FAILED`` names what departs.
+
+    A large bundle is run one graph at a time with little memory, which takes seconds a call, so
+    only logits and states are checked: prefill, and prefill with the last token as a step.
+    """
     from ssm_export.engines import open_runner
     from ssm_export.verification import verify
+    from ssm_export.verification.opening import OneForm
 
-    runner = open_runner(bundle, "onnxruntime", low_memory=large)
+    def load() -> Runner:
+        return open_runner(bundle, "onnxruntime", low_memory=large)
+
+    runner = OneForm(load) if large else load()
     try:
-        report = verify(bundle, runner=runner, progress=progress)
+        checks = LARGE_CHECKS if large else None
+        report = verify(bundle, runner=runner, checks=checks, progress=progress)
     finally:
         runner.close()
     if not report.ok:
@@ -261,6 +273,9 @@ def _fill(
         report = _verify(bundle, large=large, progress=progress)
         manifest.verified = True
         bundle.save()
+        if large:
+            checked = ", ".join(LARGE_CHECKS)
+            notes += (f"checked {checked}; the other checks: ssm-export verify BUNDLE",)
     assert (folder / MANIFEST).is_file()
     return report, notes
 
