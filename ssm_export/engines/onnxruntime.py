@@ -45,6 +45,9 @@ PROVIDERS: Final = {
 }
 """Runner name -> the provider that runs it."""
 
+FUSED_DOMAIN: Final = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+
 _ERRORS_ONLY: Final = 3
 """ONNX Runtime's log severity: warnings about fallbacks are no news to a user of a bundle."""
 
@@ -61,13 +64,48 @@ _NUMPY_TYPES: Final = {
 }
 
 
+def known_operators() -> frozenset[str]:
+    """Names of ``com.microsoft`` operators that this ONNX Runtime has."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    schemas = state.get_all_operator_schema()
+    return frozenset(schema.name for schema in schemas if schema.domain == FUSED_DOMAIN)
+
+
+def runnable_lowering(bundle: Bundle, known: frozenset[str]) -> str:
+    """The manifest's lowering, or a more portable one where its fused operators are not ``known``.
+
+    A bundle made on a workstation may meet an older ONNX Runtime on a board: for Python 3.10 there
+    is none after 1.23, and LinearAttention came later.
+    """
+    import onnx
+
+    chosen = str(bundle.manifest.lowering["chosen"])
+    graphs = bundle.manifest.graphs
+    for lowering in (chosen, "native", "canonical"):
+        if any(lowering not in found for found in graphs.values()):
+            continue
+        needed = {
+            node.op_type
+            for form in graphs
+            for node in onnx.load(
+                str(bundle.graph_path(form, lowering)), load_external_data=False
+            ).graph.node
+            if node.domain == FUSED_DOMAIN
+        }
+        if needed <= known:
+            return lowering
+    return chosen
+
+
 class OnnxRuntimeRunner:
     """A bundle in ONNX Runtime.
 
     Args:
         bundle: the open bundle.
         name: ``onnxruntime`` (CPU) or ``onnxruntime-cuda``.
-        lowering: which graphs to run; the manifest's choice when left out.
+        lowering: which graphs to run; the manifest's choice when left out, or ``native`` where
+            this ONNX Runtime is too old for that choice.
         threads: threads inside an operator; ONNX Runtime's choice (one per core) when left out.
         low_memory: run in about the memory of the weights file, slower.
 
@@ -93,7 +131,7 @@ class OnnxRuntimeRunner:
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self._inputs: dict[str, tuple[Port, ...]] = {}
         self._outputs: dict[str, list[str]] = {}
-        chosen = lowering or str(bundle.manifest.lowering["chosen"])
+        chosen = lowering or runnable_lowering(bundle, known_operators())
         self._paths = {form: bundle.graph_path(form, chosen) for form in bundle.manifest.graphs}
         self.info = RunnerInfo(
             name=name,
