@@ -31,6 +31,7 @@ RESULTS = Path(__file__).with_name("results")
 THREADS = 2
 PAUSE_S = 0.3
 SHORT_S = 0.2
+MOST_FOR_TRANSFORMERS = 512
 
 
 def main() -> None:
@@ -85,7 +86,7 @@ def measure_model(
                 "ours": lambda call=call, ids=ids, state=state: call(ids, state),
                 "floor": lambda length=length: floor.run(length),
             }
-            if not options.no_transformers and length <= 1024:
+            if not options.no_transformers and length <= MOST_FOR_TRANSFORMERS:
                 contestants["transformers"] = lambda ids=ids: torch_run(model, ids)
             measured = in_turn(contestants, options.repetitions)
             rows.append({"size": size, "tokens": length, **measured})
