@@ -107,12 +107,10 @@ def against_mobius() -> list[dict[str, Any]]:
         rows = []
         for tokens in LENGTHS:
             ids = np.random.default_rng(0).integers(0, 50000, (1, tokens))
-            contestants = {
-                name: lambda model=model, ids=ids: (
-                    model.step if ids.shape[1] == 1 else model.prefill
-                )(ids, model.initial_state(1))
-                for name, model in bundles.items()
-            }
+            contestants = {}
+            for name, model in bundles.items():
+                call, state = model.step if tokens == 1 else model.prefill, model.initial_state(1)
+                contestants[name] = lambda call=call, ids=ids, state=state: call(ids, state)
             contestants["mobius"] = lambda ids=ids: session.run(None, {"input_ids": ids, **past})
             found = in_turn(contestants, 7)
             found["mobius_over_ours"] = found["mobius_ms"] / found["ours_ms"]
