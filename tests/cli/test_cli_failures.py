@@ -190,7 +190,7 @@ def test_an_unexpected_exception(capsys: pytest.CaptureFixture[str]) -> None:
     ("error", "status", "code"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "/somewhere/file"), 1, "SSM-E405"),
-        (PermissionError(errno.EACCES, "Permission denied", "/root/file"), 2, "SSM-E106"),
+        (PermissionError(errno.EACCES, "Permission denied", "/locked/file"), 2, "SSM-E106"),
         (KeyboardInterrupt(), 130, "SSM-E130"),
         (ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime"), 3, "SSM-E601"),
     ],
