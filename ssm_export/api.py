@@ -7,7 +7,8 @@ function is called, so a board without torch can import this file and use what i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -261,29 +262,23 @@ def _open(bundle: PathLike | Bundle) -> Bundle:
     return bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
 
 
-class _reference:  # noqa: N801  # reads as the context manager it is
+@contextmanager
+def _reference(bundle: Bundle, against: str, checkpoint: PathLike | None) -> Iterator[Reference]:
     """Open the checkpoint of a bundle and make the reference model ``against`` from it."""
-
-    def __init__(self, bundle: Bundle, against: str, checkpoint: PathLike | None) -> None:
-        self.bundle = bundle
-        self.against = against
-        self.source = os.fspath(checkpoint or bundle.manifest.source["path"])
-
-    def __enter__(self) -> Reference:
-        try:
-            from ssm_export.references import make_reference
-        except ModuleNotFoundError as error:
-            raise missing_package(
-                error.name or "torch", "export", f"verify --against {self.against}"
-            ) from error
-        if not Path(self.source).exists():
-            raise SsmExportError(
-                errors.NO_SUCH_PATH,
-                f"the checkpoint of this bundle is not at '{self.source}' any more",
-                fix="give its folder with --checkpoint, or verify --against parity",
-            )
-        self.opened, reference = make_reference(self.bundle, self.against, self.source)
-        return reference
-
-    def __exit__(self, *_: object) -> None:
-        self.opened.close()
+    try:
+        from ssm_export.references import make_reference
+    except ModuleNotFoundError as error:
+        name = error.name or "torch"
+        raise missing_package(name, "export", f"verify --against {against}") from error
+    source = os.fspath(checkpoint or bundle.manifest.source["path"])
+    if not Path(source).exists():
+        raise SsmExportError(
+            errors.NO_SUCH_PATH,
+            f"the checkpoint of this bundle is not at '{source}' any more",
+            fix="give its folder with --checkpoint, or verify --against parity",
+        )
+    opened, reference = make_reference(bundle, against, source)
+    try:
+        yield reference
+    finally:
+        opened.close()

@@ -306,6 +306,16 @@ def disk_errors(where: Path) -> Iterator[None]:
         raise
 
 
+def refuse_existing(destination: str | os.PathLike[str]) -> None:
+    """``OUTPUT_EXISTS`` when something stands where a bundle is to be made."""
+    if Path(destination).exists():
+        raise SsmExportError(
+            errors.OUTPUT_EXISTS,
+            f"'{os.fspath(destination)}' exists already",
+            fix="give another -o, or remove it first",
+        )
+
+
 @contextmanager
 def new_bundle(destination: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder beside ``destination`` that becomes it when the block ends well.
@@ -314,12 +324,7 @@ def new_bundle(destination: str | os.PathLike[str]) -> Iterator[Path]:
     something stands at ``destination`` already.
     """
     final = Path(destination)
-    if final.exists():
-        raise SsmExportError(
-            errors.OUTPUT_EXISTS,
-            f"'{final}' exists already",
-            fix="give another -o, or remove it first",
-        )
+    refuse_existing(final)
     with disk_errors(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(

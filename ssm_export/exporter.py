@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,7 +17,16 @@ import torch
 import yaml
 
 from ssm_export import errors
-from ssm_export.bundle import FORMS, MANIFEST, WEIGHTS, Bundle, FileEntry, Manifest, new_bundle
+from ssm_export.bundle import (
+    FORMS,
+    MANIFEST,
+    WEIGHTS,
+    Bundle,
+    FileEntry,
+    Manifest,
+    new_bundle,
+    refuse_existing,
+)
 from ssm_export.checkpoints import Checkpoint, open_checkpoint
 from ssm_export.errors import SsmExportError
 from ssm_export.lowering import LOWERINGS, attach_bodies, lower
@@ -143,12 +153,7 @@ def export(
     """
     options = options or ExportOptions()
     options.check()
-    if Path(output).exists():
-        raise SsmExportError(
-            errors.OUTPUT_EXISTS,
-            f"'{output}' exists already",
-            fix="give another -o, or remove it first",
-        )
+    refuse_existing(output)  # before the work, and again where the folder is made
     with open_checkpoint(os.fspath(checkpoint)) as opened:
         model_class = family(opened.model_type)
         config = model_class.config_class.from_dict(opened.config)
@@ -220,12 +225,11 @@ def _plan(model: RecurrentLM, checkpoint: Checkpoint, options: ExportOptions) ->
     """What will be made, for people and for ``--dry-run``."""
     itemsize = DTYPES[options.precision].itemsize
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    state_bytes = 0
-    for state in model.states():
-        count = 1
-        for size in state.shape:
-            count *= size if isinstance(size, int) else 1
-        state_bytes += count * getattr(torch, state.dtype).itemsize
+    state_bytes = sum(
+        math.prod(size for size in state.shape if isinstance(size, int))
+        * getattr(torch, state.dtype).itemsize
+        for state in model.states()
+    )
     return {
         "source": str(checkpoint.path),
         "layout": checkpoint.layout,

@@ -10,13 +10,12 @@ import numpy as np
 from ssm_export.bundle import Bundle, ParityEntry
 from ssm_export.progress import SILENT, Progress
 from ssm_export.references.torch_model import TorchReference
+from ssm_export.verification.gates import DRIFT_STEPS, GREEDY_TOKENS
 from ssm_export.verification.measure import LOGITS
 from ssm_export.verification.rounding import measure_floor
 
 FULL_PARAMETERS: Final = 20_000_000
 """Up to this size ``auto`` records drift and greedy tokens too; beyond, they take minutes."""
-DRIFT_TOKENS: Final = 4096
-GREEDY_TOKENS: Final = 256
 _LARGE_PARAMETERS: Final = 500_000_000
 _MOST_LOGITS: Final = 4_000_000
 """Above this many numbers a case keeps the logits of the last token only."""
@@ -52,7 +51,7 @@ def record_parity(
     if bundle.manifest.ragged:
         work.append(lambda: recorder.ragged(prompt))
     if full:
-        long = rng.integers(0, vocabulary, (1, DRIFT_TOKENS), dtype=np.int64)
+        long = rng.integers(0, vocabulary, (1, DRIFT_STEPS), dtype=np.int64)
         work.append(lambda: recorder.drift(long))
         start = _first_tokens(bundle.path, vocabulary, prompt[:1, :16])
         work.append(lambda: recorder.generate(start))

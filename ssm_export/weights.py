@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -102,7 +103,7 @@ def write_weights(
     import onnx_ir as ir
 
     total = sum(
-        source.dtype.itemsize * _elements(source.shape) for source in weights.sources.values()
+        source.dtype.itemsize * math.prod(source.shape) for source in weights.sources.values()
     )
     task = progress.task("writing weights", total)
     tensors: dict[str, Any] = {}
@@ -142,13 +143,6 @@ def _onnx_type(dtype: torch.dtype) -> ir.DataType:
         torch.float16: ir.DataType.FLOAT16,
         torch.bfloat16: ir.DataType.BFLOAT16,
     }[dtype]
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _aligned(offset: int, alignment: int) -> int:
