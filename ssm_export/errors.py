@@ -57,6 +57,8 @@ BAD_OPERATOR_CALL = _code(301, "an operator was called with inputs that it does 
 TRACE_FAILED = _code(302, "the model could not be traced")
 LOWERING_FAILED = _code(303, "the graph cannot be lowered for this runtime")
 GRAPH_INVALID = _code(304, "the graph that was made fails its checks")
+KERNEL_UNSUPPORTED = _code(305, "no GPU kernel takes this call of an operator")
+KERNEL_COMPILE_FAILED = _code(306, "a GPU kernel could not be compiled for this chip")
 
 # 4xx bundle
 NOT_A_BUNDLE = _code(401, "the folder is not a bundle")
@@ -71,6 +73,7 @@ PLUGIN_IN_GRAPH = _code(502, "the graph holds operators that this engine has no 
 ENGINE_MISMATCH = _code(503, "the engine was built for another version, GPU or platform")
 NO_ENGINE = _code(504, "the bundle has no engine for this runner")
 RUNNER_FAILED = _code(505, "the runtime failed while it ran the graph")
+PLUGIN_LIBRARY = _code(507, "the TensorRT plugin library is missing, or of another version")
 BAD_FEED = _code(506, "an array fed to a graph is missing, unknown, or of a wrong shape or type")
 
 # 6xx this machine

@@ -1,8 +1,12 @@
-"""Where the YAML files that come with the package are: the repository's, or the installed ones."""
+"""What comes with the package: its YAML files and the GPU code, the repository's or installed."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 
 from ssm_export import errors
 from ssm_export.errors import SsmExportError
@@ -36,3 +40,35 @@ def config_dir(kind: str = "") -> Path:
         why="the package was not installed whole",
         fix="pip install --force-reinstall ssm-export",
     )
+
+
+def load_plugins() -> ModuleType:
+    """The package ``ssm_export_plugins``: installed, or the folder ``plugins`` of a checkout.
+
+    Afterwards ``import ssm_export_plugins.aot`` and the like work.
+
+    Raises:
+        SsmExportError: ``MISSING_PACKAGE`` where the installation has no GPU code.
+    """
+    name = "ssm_export_plugins"
+    if name in sys.modules:
+        return sys.modules[name]
+    entry = _PACKAGE.parent / "plugins" / "__init__.py"
+    if not (entry.parent / "kernels").is_dir():
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise SsmExportError(
+                errors.MISSING_PACKAGE,
+                "this installation has no GPU kernels",
+                where=str(_PACKAGE),
+                fix="pip install --force-reinstall ssm-export",
+            ) from error
+    spec = importlib.util.spec_from_file_location(
+        name, entry, submodule_search_locations=[str(entry.parent)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

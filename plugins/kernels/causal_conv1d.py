@@ -1,0 +1,164 @@
+"""CausalConv1d on a GPU: depthwise taps over time, the last K−1 inputs as state.
+
+Prefill gives each block a tile of time and channels and loads the tile once per tap, shifted by
+one token: only the first load comes from memory, the others from the cache. Everything that
+touches the state happens in the block of the first tile, which reads ``past`` before it writes
+``present``, so both may be one buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import triton
+import triton.language as tl
+
+from ssm_export import errors
+from ssm_export.errors import SsmExportError
+from ssm_export.ops import Call, OpSpec
+from ssm_export_plugins.expressions import cdiv, symbol
+from ssm_export_plugins.plan import ALWAYS, Builder, Case, Chip, Plan
+
+MAX_TAPS = 8
+
+
+@triton.jit
+def _activated(y, SILU: tl.constexpr):
+    if SILU:
+        y = y / (1.0 + tl.exp(-y))
+    return y
+
+
+@triton.jit
+def causal_conv1d_prefill(
+    x, weight, bias, past, lengths, y, present, T,
+    D: tl.constexpr, K: tl.constexpr, SILU: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One tile (BLOCK_T, BLOCK_D) of y; the first tile of a row also writes its state."""
+    tile, part, row = tl.program_id(1), tl.program_id(0), tl.program_id(2)
+    d = part * BLOCK_D + tl.arange(0, BLOCK_D)
+    t = tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    inside = d < D
+    length = T
+    if lengths is not None:
+        length = tl.load(lengths + row)
+    total = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
+    if bias is not None:
+        total += tl.load(bias + d, mask=inside, other=0.0).to(tl.float32)[None, :]
+    valid = (t < length)[:, None] & inside[None, :]
+    base = row.to(tl.int64) * T * D
+    for k in tl.static_range(K):
+        tap = tl.load(weight + d * K + k, mask=inside, other=0.0).to(tl.float32)
+        source = t[:, None] + (k - (K - 1))
+        value = tl.load(
+            x + base + source * D + d[None, :], mask=valid & (source >= 0), other=0.0
+        ).to(tl.float32)
+        total += value * tap[None, :]
+    if K > 1:
+        if tile == 0:
+            before = row.to(tl.int64) * (K - 1) * D
+            for k in tl.static_range(K - 1):
+                tap = tl.load(weight + d * K + k, mask=inside, other=0.0).to(tl.float32)
+                source = t[:, None] + k
+                carried = tl.load(
+                    past + before + source * D + d[None, :],
+                    mask=valid & (source < K - 1),
+                    other=0.0,
+                )
+                total += carried.to(tl.float32) * tap[None, :]
+    result = tl.where(valid, _activated(total, SILU), 0.0)
+    tl.store(
+        y + base + t[:, None] * D + d[None, :],
+        result.to(y.dtype.element_ty),
+        mask=(t < T)[:, None] & inside[None, :],
+    )
+    if K > 1:
+        if tile == 0:
+            before = row.to(tl.int64) * (K - 1) * D
+            state = ()
+            for k in tl.static_range(K - 1):
+                source = length - (K - 1) + k + tl.zeros([BLOCK_D], dtype=tl.int32)
+                value = tl.load(x + base + source * D + d, mask=inside & (source >= 0), other=0.0)
+                carried = tl.load(
+                    past + before + (source + K - 1) * D + d,
+                    mask=inside & (source < 0),
+                    other=0.0,
+                )
+                state = state + (tl.where(source < 0, carried, value),)
+            # Every thread has read what it needs of past before any of them writes present.
+            tl.debug_barrier()
+            for k in tl.static_range(K - 1):
+                tl.store(present + before + k * D + d, state[k], mask=inside)
+
+
+@triton.jit
+def causal_conv1d_step(
+    x, weight, bias, past, lengths, y, present,
+    D: tl.constexpr, K: tl.constexpr, SILU: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One token: BLOCK_D channels of one row; each thread owns its channels' whole state."""
+    row = tl.program_id(1)
+    d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = d < D
+    x_raw = tl.load(x + row.to(tl.int64) * D + d, mask=inside, other=0.0)
+    total = x_raw.to(tl.float32) * tl.load(
+        weight + d * K + K - 1, mask=inside, other=0.0
+    ).to(tl.float32)
+    if bias is not None:
+        total += tl.load(bias + d, mask=inside, other=0.0).to(tl.float32)
+    valid = inside
+    if lengths is not None:
+        valid = inside & (tl.load(lengths + row) > 0)
+    before = row.to(tl.int64) * (K - 1) * D
+    window = ()
+    for k in tl.static_range(K - 1):
+        carried = tl.load(past + before + k * D + d, mask=inside, other=0.0)
+        tap = tl.load(weight + d * K + k, mask=inside, other=0.0).to(tl.float32)
+        total += carried.to(tl.float32) * tap
+        window = window + (carried,)
+    window = window + (x_raw,)
+    result = tl.where(valid, _activated(total, SILU), 0.0)
+    tl.store(y + row.to(tl.int64) * D + d, result.to(y.dtype.element_ty), mask=inside)
+    for k in tl.static_range(K - 1):
+        kept = tl.where(valid, window[k + 1], window[k])
+        tl.store(present + before + k * D + d, kept, mask=inside)
+
+
+def plans(spec: OpSpec, call: Call, chip: Chip) -> Iterator[Plan]:
+    """Plans of one call; see :func:`ssm_export_plugins.kernels.plans`."""
+    build = Builder(spec, call)
+    channels, taps = build.size("D"), build.size("K")
+    if not 1 <= taps <= MAX_TAPS:
+        raise SsmExportError(
+            errors.KERNEL_UNSUPPORTED,
+            f"'weight' has {taps} taps, the kernels take 1 to {MAX_TAPS}",
+            where=spec.name,
+            fix="--lowering native",
+        )
+    shared = {
+        **{name: build.tensor(name) for name in ("x", "weight", "bias", "past", "y", "present")},
+        "lengths": build.tensor("sequence_lengths"),
+        "D": channels,
+        "K": taps,
+        "SILU": call.attributes["activation"] == "silu",
+    }
+    B, T = symbol("B"), build.size("T")
+    step = build.launch(
+        causal_conv1d_step, (cdiv(channels, 256), B), num_warps=4, BLOCK_D=256, **shared
+    )
+    if T == 1:
+        yield build.plan(Case(ALWAYS, (step,)))
+        return
+    for rows, width in ((32, 128), (16, 128)):
+        prefill = build.launch(
+            causal_conv1d_prefill,
+            (cdiv(channels, width), cdiv(T, rows), B),
+            T=T,
+            BLOCK_T=rows,
+            BLOCK_D=width,
+            **shared,
+        )
+        yield build.plan(
+            Case(T.equals(1), (step,)), Case(ALWAYS, (prefill,)), label=f"{rows}x{width}"
+        )
