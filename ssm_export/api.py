@@ -36,6 +36,7 @@ def export(
     precision: str = "fp32",
     state_dtype: str = "fp32",
     lowering: str = "auto",
+    target: str | None = None,
     ragged: bool = False,
     logits: str = "last",
     parity: str = "auto",
@@ -50,7 +51,8 @@ def export(
         output: the bundle to make; it must not exist.
         precision: ``fp32``, ``fp16`` or ``bf16``.
         state_dtype: ``fp32`` or ``fp16``.
-        lowering: ``auto``, ``canonical``, ``native`` or ``ort``.
+        lowering: ``auto``, ``canonical``, ``native``, ``ort`` or ``plugin``.
+        target: the device whose kernels ``plugin`` compiles; a name of ``list targets``.
         ragged: graphs take ``sequence_lengths (B,)``.
         logits: ``last`` or ``all``.
         parity: ``auto``, ``quick`` or ``full``: how much is recorded for later checks.
@@ -66,6 +68,7 @@ def export(
         precision=precision,
         state_dtype=state_dtype,
         lowering=lowering,
+        target=target,
         ragged=ragged,
         logits=logits,
         parity=parity,
@@ -79,6 +82,7 @@ def build(
     *,
     target: str = "rtx-any",
     engine: str | None = None,
+    lowering: str | None = None,
     max_batch: int = 8,
     max_chunk: int = 1024,
     progress: Progress = SILENT,
@@ -89,6 +93,8 @@ def build(
         bundle: the bundle or its folder.
         target: a name of ``ssm-export list targets``.
         engine: ``tensorrt-rtx`` or ``tensorrt``; what the target runs when None.
+        lowering: ``native``, or ``plugin`` for scans as nodes of our plugin library (``tensorrt``
+            only); plugins where they can be had when None.
         max_batch: largest batch of the optimization profile.
         max_chunk: most tokens of one prefill call; longer prompts are fed in pieces.
         progress: shows bars.
@@ -99,6 +105,7 @@ def build(
         _open(bundle),
         target,
         engine=engine,
+        lowering=lowering,
         max_batch=max_batch,
         max_chunk=max_chunk,
         progress=progress,

@@ -30,6 +30,9 @@ MANIFEST: Final = "manifest.json"
 WEIGHTS: Final = "onnx/weights.data"
 FORMS: Final = ("step", "prefill")
 """The two graphs of every bundle: one token, and any number of tokens."""
+UNIFIED: Final = "unified"
+"""The graph, and the engine, that serve as both forms with one copy of the weights; a bundle has it
+where it holds scans as plugins."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,11 @@ class ParityEntry:
 
 @dataclass(frozen=True)
 class EngineEntry:
-    """An engine file and what it is tied to. ``ran`` is true only where it has been executed."""
+    """An engine file and what it is tied to. ``ran`` is true only where it has been executed.
+
+    ``form`` is ``step``, ``prefill``, or ``unified`` for both. ``lowering`` is that of the graph it
+    was built from; ``library`` is the SHA-256 of the plugin library that it was built with.
+    """
 
     form: str
     target: str
@@ -89,6 +96,8 @@ class EngineEntry:
     profile: dict[str, list[int]]
     ran: bool
     note: str
+    lowering: str = "native"
+    library: str = ""
 
 
 @dataclass
@@ -104,7 +113,8 @@ class Manifest:
         logits: ``last`` or ``all`` positions.
         ragged: whether the graphs take ``sequence_lengths (B,)`` int32.
         states: the states in graph order.
-        graphs: form -> lowering -> file; the lowering ``canonical`` is always there.
+        graphs: form -> lowering -> file; the lowering ``canonical`` is always there. The form
+            ``unified`` has the lowerings ``plugin-sm<NN>``, one for each chip that was asked for.
         lowering: the lowering that runners take by default, why, and what was measured.
         weights: the one file that every graph points into.
         parity: the recorded vectors.

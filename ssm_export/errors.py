@@ -59,6 +59,7 @@ LOWERING_FAILED = _code(303, "the graph cannot be lowered for this runtime")
 GRAPH_INVALID = _code(304, "the graph that was made fails its checks")
 KERNEL_UNSUPPORTED = _code(305, "no GPU kernel takes this call of an operator")
 KERNEL_COMPILE_FAILED = _code(306, "a GPU kernel could not be compiled for this chip")
+BAD_KERNEL_IMAGE = _code(307, "compiled kernels are damaged, or of another format")
 
 # 4xx bundle
 NOT_A_BUNDLE = _code(401, "the folder is not a bundle")

@@ -28,6 +28,7 @@ from ssm_export.bundle import (
     refuse_existing,
 )
 from ssm_export.checkpoints import Checkpoint, open_checkpoint
+from ssm_export.engines._plugins import PLUGIN, plugin_graph, plugin_lowering
 from ssm_export.errors import SsmExportError
 from ssm_export.lowering import LOWERINGS, attach_bodies, lower
 from ssm_export.models import family
@@ -35,6 +36,7 @@ from ssm_export.models.base import DTYPES, RecurrentLM
 from ssm_export.progress import SILENT, Progress
 from ssm_export.recording import record_parity
 from ssm_export.references.torch_model import TorchReference
+from ssm_export.targets import get_target
 from ssm_export.trace import build_fake, trace
 from ssm_export.weights import Weights, write_weights
 
@@ -60,7 +62,10 @@ class ExportOptions:
     Args:
         precision: ``fp32``, ``fp16`` or ``bf16``: weights and activations. Scan arithmetic is fp32.
         state_dtype: ``fp32`` or ``fp16``: the SSM states. bf16 drifts and is refused.
-        lowering: ``auto`` (the fastest for ONNX Runtime here), ``canonical``, ``native``, ``ort``.
+        lowering: ``auto`` (the fastest for ONNX Runtime here), ``canonical``, ``native``, ``ort``,
+            or ``plugin``: ``native`` graphs for the runtimes here, and beside them the graph that
+            TensorRT runs with our plugin library.
+        target: the device whose kernels ``plugin`` compiles.
         ragged: graphs take ``sequence_lengths (B,)`` for right-padded batches.
         logits: ``last`` or ``all`` positions.
         parity: ``quick`` records prompts only, ``full`` also 4096-token drift and 256 greedy
@@ -71,6 +76,7 @@ class ExportOptions:
     precision: str = "fp32"
     state_dtype: str = "fp32"
     lowering: str = AUTO
+    target: str | None = None
     ragged: bool = False
     logits: str = "last"
     parity: str = "auto"
@@ -89,7 +95,7 @@ class ExportOptions:
         choices: dict[str, tuple[str, ...]] = {
             "precision": tuple(DTYPES),
             "state_dtype": tuple(STATE_DTYPES),
-            "lowering": (AUTO, CANONICAL, *LOWERINGS),
+            "lowering": (AUTO, CANONICAL, *LOWERINGS, PLUGIN),
             "logits": ("last", "all"),
             "parity": ("auto", "quick", "full"),
         }
@@ -102,6 +108,16 @@ class ExportOptions:
                     where=f"--{name.replace('_', '-')}",
                     fix=f"--{name.replace('_', '-')} {allowed[0]}",
                 )
+        if (self.lowering == PLUGIN) != (self.target is not None):
+            raise SsmExportError(
+                errors.BAD_OPTION,
+                "--lowering plugin and --target belong together",
+                where="--target",
+                why="kernels are compiled for one chip, and the other lowerings have none",
+                fix="--lowering plugin --target jetson-agx-orin; ssm-export list targets has all",
+            )
+        if self.target is not None:
+            plugin_lowering(get_target(self.target))
 
 
 @dataclass(frozen=True)
@@ -262,6 +278,8 @@ def _fill(
     manifest.weights = bundle.entry(WEIGHTS)
     manifest.versions = tool_versions()
     notes = _write_graphs(bundle, graphs, options, progress)
+    if options.target is not None:
+        plugin_graph(bundle, get_target(options.target), progress)
     manifest.files = tuple(_copy_side_files(bundle, checkpoint))
     exact = TorchReference(model, weights)
     rounded = TorchReference(model, weights, exact=False)
@@ -315,7 +333,7 @@ def _write_graphs(
     bundle: Bundle, graphs: Mapping[str, ir.Model], options: ExportOptions, progress: Progress
 ) -> tuple[str, ...]:
     """Save the canonical graphs and their lowerings; each passes ONNX's checker."""
-    wanted = LOWERINGS if options.lowering == AUTO else tuple({options.lowering} - {CANONICAL})
+    wanted = LOWERINGS if options.lowering == AUTO else tuple({_runs_here(options)} - {CANONICAL})
     task = progress.task("lowering", len(graphs) * (1 + len(wanted)))
     notes: list[str] = []
     for form, graph in graphs.items():
@@ -328,6 +346,11 @@ def _write_graphs(
             notes += [f"{form} {lowering}: {note}" for note in lowered.notes]
             task.advance()
     return tuple(dict.fromkeys(notes))
+
+
+def _runs_here(options: ExportOptions) -> str:
+    """The lowering for ONNX Runtime: plugin graphs run in TensorRT only."""
+    return "native" if options.lowering == PLUGIN else options.lowering
 
 
 def _save(bundle: Bundle, graph: ir.Model, relative: str) -> FileEntry:
@@ -362,7 +385,8 @@ def _choose_lowering(
 ) -> None:
     manifest = bundle.manifest
     if options.lowering != AUTO:
-        manifest.lowering = {"chosen": options.lowering, "why": "asked for", "measured": {}}
+        why = "plugins run in TensorRT only" if options.lowering == PLUGIN else "asked for"
+        manifest.lowering = {"chosen": _runs_here(options), "why": why, "measured": {}}
     elif large:
         why = f"not measured, the weights have {manifest.weights.bytes / 1e9:.1f} GB; "
         manifest.lowering = {

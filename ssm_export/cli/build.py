@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     help="The target's own when left out. TensorRT-RTX builds on machines without a GPU too.",
 )
 @click.option(
+    "--lowering",
+    type=click.Choice(["native", "plugin"]),
+    help="Standard operators, or scans as nodes of our plugin library (TensorRT only, one engine "
+    "for both graphs). Plugins where they can be had when left out.",
+)
+@click.option(
     "--max-batch", type=POSITIVE, default=8, show_default=True, help="Largest batch of the engine."
 )
 @click.option(

@@ -33,10 +33,14 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--lowering",
-    type=click.Choice(["auto", "canonical", "native", "ort"]),
+    type=click.Choice(["auto", "canonical", "native", "ort", "plugin"]),
     default="auto",
     show_default=True,
-    help="Graphs that runners take by default; auto measures which is fastest here.",
+    help="Graphs that runners take by default; auto measures which is fastest here. plugin adds "
+    "the graph for TensorRT, with kernels compiled for --target.",
+)
+@click.option(
+    "--target", help="With --lowering plugin: a device, by a name of: ssm-export list targets."
 )
 @click.option("--ragged/--no-ragged", default=False, help="Take right-padded batches.")
 @click.option(

@@ -54,7 +54,7 @@ def open_runner(
         bundle: the open bundle, or its path.
         name: one of :data:`RUNNERS`.
         lowering: which graphs ONNX Runtime runs; the manifest's choice when left out. The TensorRT
-            runners run engines that were built from ``native``.
+            runners run engines, so they take none.
         threads: threads inside an operator on the CPU; one per core when left out.
         low_memory: ONNX Runtime in about the memory of the weights file, slower.
 
@@ -84,12 +84,12 @@ def open_runner(
         return OnnxRuntimeRunner(
             opened, name, lowering=lowering, threads=threads, low_memory=low_memory
         )
-    if lowering not in (None, "native"):
+    if lowering is not None:
         raise SsmExportError(
             errors.BAD_OPTION,
-            f"the runner '{name}' runs engines built from 'native', not from '{lowering}'",
+            f"the runner '{name}' runs the bundle's engines, whose lowering was chosen at build",
             where="--lowering",
-            fix="leave --lowering out",
+            fix="leave --lowering out; ssm-export build BUNDLE --lowering native|plugin",
         )
     from ssm_export.engines._trt_runner import TensorRtRunner
 

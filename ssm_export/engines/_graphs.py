@@ -5,17 +5,19 @@ Nothing here reads weights: the file is loaded without its external data.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ssm_export import errors
-from ssm_export.bundle import Manifest
+from ssm_export.bundle import Bundle, FileEntry, Manifest, disk_errors
 from ssm_export.engines._ports import Port
 from ssm_export.errors import SsmExportError
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
 STANDARD_DOMAINS: Final = ("", "ai.onnx")
 PLUGIN_NAMES: Final = ("LinearAttention", "CausalConvWithState")
@@ -44,6 +46,21 @@ def load_graph(path: Path) -> onnx.ModelProto:
             fix="export again, or copy the bundle again from where it was made",
         )
     return model
+
+
+def store_graph(bundle: Bundle, model: ir.Model, name: str) -> FileEntry:
+    """Write a lowered graph beside the weights that it points into, under its name when whole."""
+    import onnx_ir as ir
+
+    path = bundle.path / "onnx" / name
+    partial = path.with_name(f".{name}.{os.getpid()}.part")
+    try:
+        with disk_errors(path.parent):
+            partial.write_bytes(ir.to_proto(model).SerializeToString())
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return bundle.entry(f"onnx/{name}")
 
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

@@ -30,17 +30,21 @@ class BuildRequest:
         engine: ``tensorrt-rtx`` or ``tensorrt``.
         onnx: the graph; its weights are found beside it.
         output: where the engine is written.
-        shapes: input name -> smallest, best and largest shape.
+        profiles: of every optimization profile: input name -> smallest, best and largest shape.
         capability: the GPU to build for; None for every one from Ampere on (RTX).
         has_gpu: whether the engine can be loaded here to see that it loads.
+        library: the plugin library, None for a graph of standard operators.
+        plugins: how many layers of the network have to be plugins.
     """
 
     engine: str
     onnx: Path
     output: Path
-    shapes: dict[str, list[list[int]]]
+    profiles: list[dict[str, list[list[int]]]]
     capability: tuple[int, int] | None
     has_gpu: bool = False
+    library: Path | None = None
+    plugins: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,11 @@ def _follow(
                     "engine": request.engine,
                     "onnx": str(request.onnx),
                     "output": str(request.output),
-                    "shapes": request.shapes,
+                    "profiles": request.profiles,
                     "capability": request.capability,
                     "has_gpu": request.has_gpu,
+                    "library": request.library and str(request.library),
+                    "plugins": request.plugins,
                 }
             )
         )

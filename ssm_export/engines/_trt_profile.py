@@ -68,8 +68,9 @@ def trtexec_command(
     kind: str,
     graph: Path,
     output: Path,
-    shapes: dict[str, list[list[int]]],
+    profiles: list[dict[str, list[list[int]]]],
     capability: tuple[int, int] | None,
+    library: Path | None = None,
 ) -> str:
     """The command of NVIDIA's own tool that builds the same engine.
 
@@ -77,14 +78,19 @@ def trtexec_command(
         kind: ``tensorrt-rtx`` or ``tensorrt``.
         graph: the ONNX file.
         output: where the engine goes.
-        shapes: input name -> smallest, best and largest shape.
+        profiles: per optimization profile: input name -> smallest, best and largest shape.
         capability: the one GPU that TensorRT-RTX builds for, None for all of them.
+        library: the plugin library that the graph's nodes need, None where they need none.
     """
     words = ["tensorrt_rtx" if kind == "tensorrt-rtx" else "trtexec"]
     words += [f"--onnx={graph}", f"--saveEngine={output}", "--skipInference"]
-    for flag, index in (("min", 0), ("opt", 1), ("max", 2)):
-        spelled = (f"{name}:{'x'.join(map(str, sizes[index]))}" for name, sizes in shapes.items())
-        words.append(f"--{flag}Shapes={','.join(spelled)}")
+    if library is not None:
+        words.append(f"--dynamicPlugins={library}")
+    for number, shapes in enumerate(profiles):
+        words += [f"--profile={number}"] if len(profiles) > 1 else []
+        for flag, index in (("min", 0), ("opt", 1), ("max", 2)):
+            spelled = (f"{name}:{'x'.join(map(str, n[index]))}" for name, n in shapes.items())
+            words.append(f"--{flag}Shapes={','.join(spelled)}")
     if kind == "tensorrt":
         words.append("--stronglyTyped")
     elif capability is not None:

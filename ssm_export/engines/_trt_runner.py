@@ -3,9 +3,10 @@
 Not run on the machine where it was written, which has no GPU; what comes before the GPU (which
 engine, its hash, its version) is tested there.
 
-States stay on the device between steps. Each has two buffers: one bound to the past input, the
-other to the present output, swapped after every run. One buffer for both would need the promise
-that a kernel reads all of a state before it writes any, which TensorRT does not give.
+States stay on the device between steps. In an engine of standard operators each has two buffers:
+one bound to the past input, the other to the present output, swapped after every run. One buffer
+for both would need the promise that a kernel reads all of a state before it writes any, which
+TensorRT does not give and our plugins do: in a unified engine past and present are one buffer.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from typing import Any, Final
 import numpy as np
 
 from ssm_export import errors
-from ssm_export.bundle import Bundle, EngineEntry, StateSpec, sha256
+from ssm_export.bundle import FORMS, UNIFIED, Bundle, EngineEntry, StateSpec
 from ssm_export.engines._cuda import Device
 from ssm_export.engines._ports import Port, check_feeds
-from ssm_export.engines._trt_build import module_name, require_packages
+from ssm_export.engines._trt_build import module_name
+from ssm_export.engines._trt_choice import choose_engines, load_library, mismatch, other_library
 from ssm_export.engines.runner import Arrays, RunnerInfo
-from ssm_export.engines.tensorrt import machine_platform
 from ssm_export.errors import SsmExportError
 from ssm_export.machine import find_gpus
 
@@ -39,7 +40,7 @@ class TensorRtRunner:
 
     Raises:
         SsmExportError: ``NO_ENGINE``, ``HASH_MISMATCH``, ``MISSING_PACKAGE``, ``ENGINE_MISMATCH``
-            or ``NO_GPU``, in this order of looking.
+            ``NO_GPU`` or ``PLUGIN_LIBRARY``, in this order of looking.
     """
 
     def __init__(self, bundle: Bundle, name: str) -> None:
@@ -51,21 +52,37 @@ class TensorRtRunner:
         self._trt: Any = importlib.import_module(module_name(name))
         self._logger = self._trt.Logger(self._trt.Logger.ERROR)
         self._runtime = self._trt.Runtime(self._logger)
-        self._engines = {form: _Engine(self, bundle, entry) for form, entry in self.entries.items()}
+        if any(entry.library for entry in self.entries.values()):
+            load_library(self._trt)
+        self._engines = self._deserialize(bundle)
         self._buffers = _Buffers(self._device)
         self._rows = 0
         self.info = RunnerInfo(
             name=name,
             versions={module_name(name): str(self._trt.__version__)},
             device=gpus[0].name,
-            lowering="native",
+            lowering=next(iter(self.entries.values())).lowering,
         )
 
     @property
     def max_chunk(self) -> int | None:
         """The most tokens that one call of the prefill engine takes."""
-        profile = self.entries["prefill"].profile if "prefill" in self.entries else {}
-        return profile["time"][2] if "time" in profile else None
+        entry = self.entries.get(UNIFIED) or self.entries.get("prefill")
+        return entry.profile["time"][2] if entry and "time" in entry.profile else None
+
+    def _deserialize(self, bundle: Bundle) -> dict[str, _Engine]:
+        """An execution context per form; a unified engine gives both, a profile each."""
+        engines: dict[str, _Engine] = {}
+        for form, entry in self.entries.items():
+            engine = self._runtime.deserialize_cuda_engine(bundle.file(entry.file).read_bytes())
+            if engine is None:
+                raise mismatch(entry, f"the runtime here does not load it{other_library(entry)}")
+            if form == UNIFIED:
+                for profile, served in enumerate(FORMS):
+                    engines[served] = _Engine(self, engine, entry, profile)
+            else:
+                engines[form] = _Engine(self, engine, entry)
+        return engines
 
     def run(self, form: str, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """Run a graph once; the states go to the GPU and come back.
@@ -87,7 +104,8 @@ class TensorRtRunner:
         for spec in self._states:
             array = _to_device_type(state[spec.name_in], spec.dtype)
             self._device.upload(self._buffers.sized(spec.name_in, array.nbytes), array)
-            self._buffers.sized(spec.name_out, array.nbytes)
+            if not self._in_place:
+                self._buffers.sized(spec.name_out, array.nbytes)
         self._device.wait()
 
     def advance(
@@ -106,9 +124,12 @@ class TensorRtRunner:
         fed = {"input_ids": np.ascontiguousarray(input_ids, dtype=np.int64)}
         if lengths is not None:
             fed["sequence_lengths"] = np.ascontiguousarray(lengths, dtype=np.int32)
-        logits = self._engine(form).execute(fed, self._states, self._buffers)
-        for spec in self._states:
-            self._buffers.swap(spec.name_in, spec.name_out)
+        bound = {state.name_in: state.name_in for state in self._states}
+        bound |= {s.name_out: s.name_in if self._in_place else s.name_out for s in self._states}
+        logits = self._engine(form).execute(fed, self._states, self._buffers, bound)
+        if not self._in_place:
+            for spec in self._states:
+                self._buffers.swap(spec.name_in, spec.name_out)
         return logits
 
     def read_state(self) -> Arrays:
@@ -129,6 +150,10 @@ class TensorRtRunner:
         self._engines.clear()
         self._device.close()
 
+    @property
+    def _in_place(self) -> bool:
+        return UNIFIED in self.entries
+
     def _engine(self, form: str) -> _Engine:
         if form not in self._engines:
             raise SsmExportError(
@@ -140,15 +165,19 @@ class TensorRtRunner:
 
 
 class _Engine:
-    """One deserialized engine and its execution context."""
+    """An execution context of a deserialized engine, on one of its profiles."""
 
-    def __init__(self, runner: TensorRtRunner, bundle: Bundle, entry: EngineEntry) -> None:
+    def __init__(
+        self, runner: TensorRtRunner, engine: Any, entry: EngineEntry, profile: int = 0
+    ) -> None:
         self._device = runner._device
         self._entry = entry
-        self._engine = runner._runtime.deserialize_cuda_engine(bundle.file(entry.file).read_bytes())
-        if self._engine is None:
-            raise _mismatch(entry, "the runtime here does not load it")
+        self._engine = engine
         self._context = self._engine.create_execution_context()
+        if profile and not self._context.set_optimization_profile_async(
+            profile, self._device.stream
+        ):
+            raise mismatch(entry, f"it has no optimization profile {profile}")
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self._is_input = {
             name: self._engine.get_tensor_mode(name) == runner._trt.TensorIOMode.INPUT
@@ -183,8 +212,17 @@ class _Engine:
                     "--max-batch or --max-chunk",
                 )
 
-    def execute(self, fed: Arrays, states: tuple[StateSpec, ...], buffers: _Buffers) -> np.ndarray:
-        """Run once: upload what is fed, bind the states' buffers, download the logits."""
+    def execute(
+        self,
+        fed: Arrays,
+        states: tuple[StateSpec, ...],
+        buffers: _Buffers,
+        bound: Mapping[str, str],
+    ) -> np.ndarray:
+        """Run once: upload what is fed, bind the states' buffers, download the logits.
+
+        ``bound`` gives the buffer of every state's input and output by its name.
+        """
         rows = fed["input_ids"].shape[0]
         for name, array in fed.items():
             self._context.set_input_shape(name, array.shape)
@@ -195,7 +233,7 @@ class _Engine:
             shape = tuple(size if isinstance(size, int) else rows for size in spec.shape)
             self._context.set_input_shape(spec.name_in, shape)
             for name in (spec.name_in, spec.name_out):
-                self._context.set_tensor_address(name, buffers.address(name))
+                self._context.set_tensor_address(name, buffers.address(bound[name]))
         logits = np.empty(
             tuple(self._context.get_tensor_shape("logits")), dtype=_storage(self._dtype("logits"))
         )
@@ -240,84 +278,6 @@ class _Buffers:
     def swap(self, one: str, other: str) -> None:
         """Exchange two buffers."""
         self._held[one], self._held[other] = self._held[other], self._held[one]
-
-
-def choose_engines(
-    bundle: Bundle, kind: str, capability: tuple[int, int] | None
-) -> dict[str, EngineEntry]:
-    """The engine of each form that this machine can run.
-
-    Args:
-        bundle: the open bundle.
-        kind: ``tensorrt`` or ``tensorrt-rtx``.
-        capability: compute capability of the GPU here, None where there is none.
-
-    Raises:
-        SsmExportError: ``NO_ENGINE`` when the bundle has none of this kind; otherwise what keeps
-            the last one that was looked at from running.
-    """
-    entries = [entry for entry in bundle.manifest.engines if entry.engine == kind]
-    if not entries:
-        raise SsmExportError(
-            errors.NO_ENGINE,
-            f"the bundle has no engine of kind '{kind}'",
-            where=str(bundle.path),
-            fix=f"ssm-export build {bundle.path} --engine {kind} --target TARGET",
-        )
-    for entry in entries:
-        path = bundle.file(entry.file)
-        if path.stat().st_size != entry.file.bytes or sha256(path) != entry.file.sha256:
-            raise SsmExportError(
-                errors.HASH_MISMATCH,
-                f"'{entry.file.path}' is not the engine that was built (its SHA-256 differs)",
-                where=str(bundle.path),
-                fix=f"ssm-export build {bundle.path} --target {entry.target}",
-            )
-    require_packages(kind)
-    chosen: dict[str, EngineEntry] = {}
-    misfit: SsmExportError | None = None
-    for entry in entries:
-        why = why_not_here(entry, capability)
-        if why:
-            misfit = _mismatch(entry, why)
-        elif entry.form not in chosen or "+" not in entry.compute_capability:
-            # an engine made for this very GPU is preferred over one for every GPU
-            chosen[entry.form] = entry
-    if misfit is not None and not chosen:
-        raise misfit
-    return chosen
-
-
-def why_not_here(entry: EngineEntry, capability: tuple[int, int] | None) -> str:
-    """Why an engine cannot run on this machine; empty when nothing known speaks against it."""
-    module = module_name(entry.engine)
-    built, here = entry.versions.get(module, "unknown"), _installed(module)
-    if built != here:
-        return f"it was built with {module} {built}, here is {here}"
-    if entry.platform != machine_platform() and entry.engine != "tensorrt-rtx":
-        return f"it was built on {entry.platform}, this is {machine_platform()}"
-    if capability is None:
-        return ""
-    wanted = entry.compute_capability
-    major, _, minor = wanted.rstrip("+").partition(".")
-    needed = (int(major), int(minor))
-    if capability == needed or (wanted.endswith("+") and capability >= needed):
-        return ""
-    have = f"{capability[0]}.{capability[1]}"
-    return f"it was built for compute capability {wanted}, this GPU has {have}"
-
-
-def _installed(module: str) -> str:
-    return str(importlib.import_module(module).__version__)
-
-
-def _mismatch(entry: EngineEntry, why: str) -> SsmExportError:
-    return SsmExportError(
-        errors.ENGINE_MISMATCH,
-        f"this engine cannot run here: {why}",
-        where=entry.file.path,
-        fix=f"ssm-export build BUNDLE --target {entry.target} --engine {entry.engine}, here",
-    )
 
 
 def _storage(dtype: str) -> str:

@@ -83,10 +83,14 @@ def build_engine(request: dict[str, Any], messages: Messages, relay: _Relay) -> 
     log.propagate = False
     log.addHandler(relay)
 
-    profile = Profile()
-    for name, (low, best, high) in request["shapes"].items():
-        profile.add(name, min=tuple(low), opt=tuple(best), max=tuple(high))
-    options: dict[str, Any] = {"profiles": [profile], "progress_monitor": _monitor(trt, messages)}
+    if request["library"] and trt.get_plugin_registry().load_library(request["library"]) is None:
+        raise ValueError(f"TensorRT does not load the plugin library {request['library']}")
+    profiles = []
+    for shapes in request["profiles"]:
+        profiles.append(Profile())
+        for name, (low, best, high) in shapes.items():
+            profiles[-1].add(name, min=tuple(low), opt=tuple(best), max=tuple(high))
+    options: dict[str, Any] = {"profiles": profiles, "progress_monitor": _monitor(trt, messages)}
     if rtx:
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
@@ -100,6 +104,7 @@ def build_engine(request: dict[str, Any], messages: Messages, relay: _Relay) -> 
     typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
     built = network_from_onnx_path(request["onnx"], strongly_typed=typed or None)
     network = built[1]
+    _check_plugins(trt, network, request["plugins"])
     inputs = [_describe(network.get_input(i)) for i in range(network.num_inputs)]
     outputs = [_describe(network.get_output(i)) for i in range(network.num_outputs)]
     plan = engine_bytes_from_network(built, config)
@@ -111,6 +116,15 @@ def build_engine(request: dict[str, Any], messages: Messages, relay: _Relay) -> 
         "outputs": outputs,
         "loads": _loads(trt, plan) if request["has_gpu"] else None,
     }
+
+
+def _check_plugins(trt: Any, network: Any, wanted: int) -> None:
+    """Every scan must have become a layer of our library, and nothing else a plugin."""
+    kind = getattr(trt.LayerType, "PLUGIN_V3", None)
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    found = sum(layer.type == kind for layer in layers)
+    if found != wanted:
+        raise ValueError(f"{found} layers of the network are plugins, the graph has {wanted} scans")
 
 
 def _listed(trt: Any, wanted: tuple[int, int]) -> tuple[int, int]:

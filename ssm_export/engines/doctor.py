@@ -180,7 +180,7 @@ def _try_build() -> tuple[bool, str]:
     with tempfile.TemporaryDirectory() as folder:
         onnx_file, engine_file = Path(folder) / "probe.onnx", Path(folder) / "probe.engine"
         save_model(helper.make_model(graph, opset_imports=opsets, ir_version=10), onnx_file)
-        shapes = {"x": [[1, 4]] * 3}
+        shapes = [{"x": [[1, 4]] * 3}]
         request = BuildRequest("tensorrt-rtx", onnx_file, engine_file, shapes, None)
         built = build_in_child(request, "probe engine", SILENT)
         size = engine_file.stat().st_size

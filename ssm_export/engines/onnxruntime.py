@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ssm_export import errors
-from ssm_export.bundle import Bundle
+from ssm_export.bundle import FORMS, Bundle
 from ssm_export.engines._ports import Port, check_feeds
 from ssm_export.engines.runner import Arrays, RunnerInfo
 from ssm_export.errors import SsmExportError, missing_package
@@ -83,11 +83,11 @@ def runnable_lowering(bundle: Bundle, known: frozenset[str]) -> str:
     chosen = str(bundle.manifest.lowering["chosen"])
     graphs = bundle.manifest.graphs
     for lowering in (chosen, "native", "canonical"):
-        if any(lowering not in found for found in graphs.values()):
+        if any(lowering not in graphs[form] for form in FORMS):
             continue
         needed = {
             node.op_type
-            for form in graphs
+            for form in FORMS
             for node in onnx.load(
                 str(bundle.graph_path(form, lowering)), load_external_data=False
             ).graph.node
@@ -132,7 +132,7 @@ class OnnxRuntimeRunner:
         self._inputs: dict[str, tuple[Port, ...]] = {}
         self._outputs: dict[str, list[str]] = {}
         chosen = lowering or runnable_lowering(bundle, known_operators())
-        self._paths = {form: bundle.graph_path(form, chosen) for form in bundle.manifest.graphs}
+        self._paths = {form: bundle.graph_path(form, chosen) for form in FORMS}
         self.info = RunnerInfo(
             name=name,
             versions={"onnxruntime": str(self._ort.__version__)},

@@ -1,8 +1,9 @@
-"""TensorRT and TensorRT-RTX: engines from a bundle's ``native`` graphs.
+"""TensorRT and TensorRT-RTX: engines from a bundle's ``native`` or ``plugin`` graphs.
 
-One engine per form, each built by a child process (:mod:`ssm_export.engines._trt_worker`). Types
-are written in the graph, so every network is strongly typed. The weights file is read by the
-parser from beside the graph. What runs an engine is in :mod:`ssm_export.engines._trt_runner`.
+One engine per form, or one for both where scans are plugins; a child process builds it
+(:mod:`ssm_export.engines._trt_worker`). Types are written in the graph, so every network is
+strongly typed. The weights file is read by the parser from beside the graph. What runs an engine
+is in :mod:`ssm_export.engines._trt_runner`.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from typing import Any, Final
 
 from ssm_export import errors
 from ssm_export.bundle import (
-    FORMS,
     Bundle,
     EngineEntry,
     FileEntry,
     disk_errors,
     write_atomically,
 )
-from ssm_export.engines._graphs import check_states, graph_ports, load_graph, refuse_unbuildable
-from ssm_export.engines._ports import Port
+from ssm_export.engines._graphs import check_states
+from ssm_export.engines._plugins import library_hash
+from ssm_export.engines._sources import Source, sources
 from ssm_export.engines._trt_build import (
     BuildRequest,
     Built,
@@ -36,7 +37,7 @@ from ssm_export.engines._trt_build import (
     module_name,
     require_packages,
 )
-from ssm_export.engines._trt_profile import Ranges, trtexec_command
+from ssm_export.engines._trt_profile import Ranges
 from ssm_export.errors import SsmExportError
 from ssm_export.machine import find_gpus, installed_version
 from ssm_export.progress import SILENT, Progress
@@ -85,6 +86,7 @@ def build(
     target: str | Target = "rtx-any",
     engine: str | None = None,
     *,
+    lowering: str | None = None,
     max_batch: int = 8,
     opt_batch: int = 1,
     max_chunk: int = 1024,
@@ -93,14 +95,16 @@ def build(
 ) -> BuildReport:
     """Build the engines of both forms and enter them in the manifest.
 
-    The bundle's ``native`` graphs are built; a bundle that lacks them gets them first, lowered from
-    its canonical graphs. Engines are written to ``engines/<target>/<form>.engine`` under a
-    temporary name and take their place, and their lines in the manifest, when all are there.
+    A bundle that lacks the graphs of a lowering gets them first, from its canonical graphs.
+    Engines are written to ``engines/<target>/<form>.engine`` under a temporary name and take their
+    place, and their lines in the manifest, when all are there.
 
     Args:
         bundle: the open bundle, or its path.
         target: the target, or its name.
         engine: ``tensorrt-rtx`` or ``tensorrt``; the target's first kind when left out.
+        lowering: ``native``, or ``plugin`` (``tensorrt`` only): scans as nodes of our library, and
+            one engine for both forms. Plugins where they can be had when left out.
         max_batch, opt_batch: largest batch, and the one to tune for.
         max_chunk, opt_chunk: longest piece of a prompt that is fed at once, and the length to tune
             for (512, or the longest). States carry over, so this bounds memory and not prompts.
@@ -109,7 +113,7 @@ def build(
     Raises:
         SsmExportError: ``BAD_OPTION``, ``UNKNOWN_TARGET``, ``MISSING_PACKAGE``, ``NO_GPU``
             (``tensorrt`` builds only where the engine will run), ``PLUGIN_IN_GRAPH``,
-            ``LOWERING_FAILED``, ``ENGINE_BUILD_FAILED``, ``DISK_FULL``.
+            ``PLUGIN_LIBRARY``, ``LOWERING_FAILED``, ``ENGINE_BUILD_FAILED``, ``DISK_FULL``.
     """
     ranges = Ranges.checked(max_batch, opt_batch, max_chunk, opt_chunk)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
@@ -122,18 +126,7 @@ def build(
         _check_gpu(goal, gpus)
     version = installed_version(_distribution(kind))
 
-    graphs = {form: native_graph(opened, form) for form in FORMS}
-    ports: dict[str, tuple[Port, ...]] = {}
-    for form, path in graphs.items():
-        model = load_graph(path)
-        refuse_unbuildable(
-            model,
-            f"{form} graph ({path.name})",
-            kind,
-            version,
-            "export again: the lowering 'native' holds standard operators only",
-        )
-        ports[form] = graph_ports(model)[0]
+    found = sources(opened, goal, kind, lowering, ranges, version, progress)
 
     folder = opened.path / "engines" / goal.name
     entries, warnings, seconds = [], {}, {}
@@ -141,26 +134,27 @@ def build(
     try:
         with disk_errors(opened.path):
             folder.mkdir(parents=True, exist_ok=True)
-            for form, path in graphs.items():
+            for source in found:
+                form = source.form
                 final = folder / _file_name(form, kind, goal)
                 partial = final.with_name(f".{final.name}.{os.getpid()}.part")
                 finished[partial] = final
                 request = BuildRequest(
                     engine=kind,
-                    onnx=path,
+                    onnx=source.graph,
                     output=partial,
-                    shapes=ranges.shapes(ports[form], f"{form} graph"),
+                    profiles=source.shapes(),
                     capability=goal.capability if kind == "tensorrt-rtx" else None,
                     has_gpu=_can_load(goal, gpus),
+                    library=source.library,
+                    plugins=source.plugins,
                 )
                 began = time.perf_counter()
                 built = build_in_child(request, f"{form} engine for {goal.name}", progress)
                 seconds[form] = round(time.perf_counter() - began, 3)
                 warnings[form] = built.warnings
                 _check_built(opened, built, form)
-                entries.append(
-                    _entry(opened, partial, final, form, goal, kind, built, ranges.of(ports[form]))
-                )
+                entries.append(_entry(opened, partial, final, source, goal, kind, built))
             for partial, final in finished.items():
                 os.replace(partial, final)
     finally:
@@ -173,7 +167,7 @@ def build(
         engines=tuple(entries),
         warnings=warnings,
         seconds=seconds,
-        commands=_commands(opened, goal, kind, ranges, graphs, ports),
+        commands=_commands(opened, goal, kind, found),
     )
     _enter(opened, report)
     return report
@@ -184,6 +178,7 @@ def trtexec_commands(
     target: str | Target = "rtx-any",
     engine: str | None = None,
     *,
+    lowering: str | None = None,
     max_batch: int = 8,
     opt_batch: int = 1,
     max_chunk: int = 1024,
@@ -191,39 +186,13 @@ def trtexec_commands(
 ) -> dict[str, str]:
     """The command of NVIDIA's own tool (``trtexec`` or ``tensorrt_rtx``) that builds each form.
 
-    Nothing is built; a bundle that lacks the ``native`` graphs gets them.
+    Nothing is built; a bundle that lacks the graphs of the lowering gets them.
     """
     ranges = Ranges.checked(max_batch, opt_batch, max_chunk, opt_chunk)
     goal = target if isinstance(target, Target) else get_target(target)
     kind = engine or goal.engines[0]
     _check_kind(kind, goal, bundle)
-    graphs = {form: native_graph(bundle, form) for form in FORMS}
-    ports = {form: graph_ports(load_graph(path))[0] for form, path in graphs.items()}
-    return _commands(bundle, goal, kind, ranges, graphs, ports)
-
-
-def native_graph(bundle: Bundle, form: str) -> Path:
-    """The ``native`` graph of a form; lowered from the canonical one and stored where missing."""
-    graphs = bundle.manifest.graphs[form]
-    if "native" in graphs:
-        return bundle.file(graphs["native"])
-    import onnx_ir as ir
-
-    from ssm_export.lowering import lower
-
-    lowered = lower(ir.load(bundle.graph_path(form, "canonical")), "native")
-    relative = f"onnx/{form}.native.onnx"
-    path = bundle.path / relative
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with disk_errors(path.parent):
-            partial.write_bytes(ir.to_proto(lowered.model).SerializeToString())
-            os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    graphs["native"] = bundle.entry(relative)
-    bundle.save()
-    return path
+    return _commands(bundle, goal, kind, sources(bundle, goal, kind, lowering, ranges))
 
 
 def machine_platform() -> str:
@@ -303,17 +272,16 @@ def _entry(
     bundle: Bundle,
     partial: Path,
     final: Path,
-    form: str,
+    source: Source,
     target: Target,
     kind: str,
     built: Built,
-    profile: dict[str, list[int]],
 ) -> EngineEntry:
     measured = bundle.entry(partial.relative_to(bundle.path).as_posix())
     relative = final.relative_to(bundle.path).as_posix()
     capability = FROM_AMPERE if target.capability is None else target.compute_capability
     return EngineEntry(
-        form=form,
+        form=source.form,
         target=target.name,
         engine=kind,
         file=FileEntry(relative, measured.bytes, measured.sha256),
@@ -324,9 +292,11 @@ def _entry(
         },
         platform=machine_platform(),
         compute_capability=capability,
-        profile=profile,
+        profile=source.profiles[-1].of(source.ports),
         ran=False,
         note=BUILT_ONLY if built.loads is None else "built and loaded, not run",
+        lowering=source.lowering,
+        library=library_hash(source.library) if source.library else "",
     )
 
 
@@ -351,22 +321,9 @@ def _remove_empty(folder: Path, stop: Path) -> None:
         folder = folder.parent
 
 
-def _commands(
-    bundle: Bundle,
-    target: Target,
-    kind: str,
-    ranges: Ranges,
-    graphs: dict[str, Path],
-    ports: dict[str, tuple[Port, ...]],
-) -> dict[str, str]:
+def _commands(bundle: Bundle, target: Target, kind: str, found: list[Source]) -> dict[str, str]:
     folder = bundle.path / "engines" / target.name
     return {
-        form: trtexec_command(
-            kind,
-            path,
-            folder / _file_name(form, kind, target),
-            ranges.shapes(ports[form], f"{form} graph"),
-            target.capability,
-        )
-        for form, path in graphs.items()
+        source.form: source.command(kind, folder / _file_name(source.form, kind, target), target)
+        for source in found
     }

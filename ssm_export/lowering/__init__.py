@@ -4,5 +4,13 @@ from __future__ import annotations
 
 from ssm_export.lowering.bodies import attach_bodies
 from ssm_export.lowering.lower import LOWERINGS, Lowered, lower
+from ssm_export.lowering.plugin import PLUGIN_DOMAIN, lower_for_plugin
 
-__all__ = ["LOWERINGS", "Lowered", "attach_bodies", "lower"]
+__all__ = [
+    "LOWERINGS",
+    "PLUGIN_DOMAIN",
+    "Lowered",
+    "attach_bodies",
+    "lower",
+    "lower_for_plugin",
+]

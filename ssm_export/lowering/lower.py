@@ -46,13 +46,13 @@ def lower(model: ir.Model, lowering: str) -> Lowered:
     if lowering == "native":
         from ssm_export.lowering import native
 
-        copy = _copy(model)
+        copy = copy_of(model)
         counts = native.inline(copy)
         return Lowered(copy, {f"inlined {name}": count for name, count in counts.items()})
     if lowering == "ort":
         from ssm_export.lowering import ort
 
-        return ort.lower_for_onnxruntime(_copy(model))
+        return ort.lower_for_onnxruntime(copy_of(model))
     raise SsmExportError(
         errors.BAD_OPTION,
         f"'{lowering}' is no lowering",
@@ -61,7 +61,7 @@ def lower(model: ir.Model, lowering: str) -> Lowered:
     )
 
 
-def _copy(model: ir.Model) -> ir.Model:
+def copy_of(model: ir.Model) -> ir.Model:
     """A copy whose values can be renamed without renaming tensors that both graphs hold."""
     copy = model.clone()
     for nodes in (copy.graph.all_nodes(), *(f.all_nodes() for f in copy.functions.values())):

@@ -8,15 +8,10 @@ import pytest
 
 from ssm_export import errors
 from ssm_export.bundle import EngineEntry
-from ssm_export.engines import _trt_runner as runner_module
+from ssm_export.engines import _trt_choice as choice_module
 from ssm_export.engines import open_runner
-from ssm_export.engines._trt_runner import (
-    _Buffers,
-    _from_device_type,
-    _to_device_type,
-    choose_engines,
-    why_not_here,
-)
+from ssm_export.engines._trt_choice import choose_engines, why_not_here
+from ssm_export.engines._trt_runner import _Buffers, _from_device_type, _to_device_type
 from ssm_export.engines.tensorrt import machine_platform, mark_ran
 from ssm_export.errors import SsmExportError
 from ssm_export.machine import find_gpus
@@ -31,8 +26,8 @@ HERE = "11.1.0"
 @pytest.fixture
 def here(monkeypatch):
     """A machine with every engine library, at one version."""
-    monkeypatch.setattr(runner_module, "require_packages", lambda kind: None)
-    monkeypatch.setattr(runner_module, "_installed", lambda module: HERE)
+    monkeypatch.setattr(choice_module, "require_packages", lambda kind: None)
+    monkeypatch.setattr(choice_module, "_installed", lambda module: HERE)
 
 
 def _enter(toy, form="step", target="rtx-any", engine="tensorrt-rtx", **changed) -> EngineEntry:
