@@ -2,7 +2,8 @@
 
 The public functions are the verbs of the command line: :func:`export`, :func:`build`,
 :func:`verify`, :func:`bench`, :func:`generate`, :func:`inspect`, :func:`doctor`,
-:func:`list_items`; :class:`Bundle` is what they hand each other. They are loaded on first use.
+:func:`kernels`, :func:`list_items`; :class:`Bundle` is what they hand each other.
+They are loaded on first use.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         export,
         generate,
         inspect,
+        kernels,
         list_items,
         verify,
     )
@@ -35,6 +37,7 @@ __all__ = [
     "export",
     "generate",
     "inspect",
+    "kernels",
     "list_items",
     "verify",
 ]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ssm_export.exporter import ExportReport
     from ssm_export.generation import Generation
     from ssm_export.inspection import InspectReport
+    from ssm_export.kernel_pack import KernelsReport
     from ssm_export.verification import Reference, VerifyReport
 
 PathLike = str | os.PathLike[str]
@@ -75,6 +76,28 @@ def export(
         verify=verify,
     )
     return exporter.export(checkpoint, output, options, dry_run=dry_run, progress=progress)
+
+
+def kernels(
+    path: PathLike,
+    *,
+    target: str,
+    output: PathLike | None = None,
+    ptx: bool = False,
+    progress: Progress = SILENT,
+) -> KernelsReport:
+    """Compile the GPU kernels of a bundle or a graph. Needs Triton, and no GPU.
+
+    Args:
+        path: the bundle's folder, or an ONNX graph that calls operators of ours.
+        target: a name of ``ssm-export list targets``.
+        output: a new file for the kernel images; none is written when None.
+        ptx: add PTX, which drivers of later GPUs can compile.
+        progress: shows bars.
+    """
+    from ssm_export.kernel_pack import compile_kernels
+
+    return compile_kernels(path, target, output=output, ptx=ptx, progress=progress)
 
 
 def build(

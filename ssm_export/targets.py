@@ -31,6 +31,9 @@ class Target:
         tensorrt: the TensorRT version its software ships, empty where the user installs one.
         memory_gb: memory of the GPU (shared with the CPU on a Jetson), in GB; None for a class.
         bandwidth_gb_s: peak memory bandwidth in GB/s; None for a class of cards.
+        shared_memory_per_block_kb: shared memory that one block may have, in KiB; None for ``any``.
+        multiprocessors: how many the GPU has, for a class of cards those of a small one; kernels
+            decide by it how finely they split their work. None for ``any``.
         source: where the figures are from, and how far to trust them.
     """
 
@@ -43,6 +46,8 @@ class Target:
     tensorrt: str = ""
     memory_gb: float | None = None
     bandwidth_gb_s: float | None = None
+    shared_memory_per_block_kb: int | None = None
+    multiprocessors: int | None = None
     source: str = ""
 
     @property
@@ -122,6 +127,10 @@ def read_target(path: Path) -> Target:
     for key in ("compute_capability", "tensorrt"):
         if key in document and not isinstance(document[key], str):
             raise bad(f"'{key}' is not text (put the version in quotes)")
+    for key in ("shared_memory_per_block_kb", "multiprocessors"):
+        value = document.get(key)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise bad(f"'{key}' is {value!r}, not a whole number above 0")
     try:
         target = Target(name=path.stem, **document)
         capability = target.capability

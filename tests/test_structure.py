@@ -14,7 +14,9 @@ from ssm_export import errors
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON_FILES = sorted(
-    path for folder in ("ssm_export", "tests", "samples") for path in (ROOT / folder).rglob("*.py")
+    path
+    for folder in ("ssm_export", "plugins", "tests", "samples")
+    for path in (ROOT / folder).rglob("*.py")
 )
 PUBLIC = {
     "Bundle",
@@ -26,6 +28,7 @@ PUBLIC = {
     "export",
     "generate",
     "inspect",
+    "kernels",
     "list_items",
     "verify",
 }
@@ -55,7 +58,8 @@ def test_error_codes_are_unique_and_explained():
 def test_every_error_code_is_raised_somewhere():
     sources = "".join(
         path.read_text(encoding="utf-8")
-        for path in (ROOT / "ssm_export").rglob("*.py")
+        for folder in ("ssm_export", "plugins")
+        for path in (ROOT / folder).rglob("*.py")
         if path.name != "errors.py"
     )
     own = (ROOT / "ssm_export" / "errors.py").read_text(encoding="utf-8")

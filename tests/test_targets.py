@@ -9,6 +9,8 @@ from ssm_export.targets import all_targets, get_target, read_target, target_name
 
 # Compute capabilities as NVIDIA lists them; bandwidths in GB/s of the boards' data sheets.
 CAPABILITIES = {
+    "a100": (8, 0),
+    "b200": (10, 0),
     "h100": (9, 0),
     "jetson-agx-orin": (8, 7),
     "jetson-orin-nano": (8, 7),
@@ -65,7 +67,7 @@ def test_an_unknown_name_gets_the_nearest(name, nearest):
 
 
 def test_a_name_like_no_other_gets_the_list():
-    with pytest.raises(SsmExportError, match="shows them all: h100, ") as caught:
+    with pytest.raises(SsmExportError, match="shows them all: a100, ") as caught:
         get_target("zzzzzz")
     assert "did you mean" not in str(caught.value)
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 KINDS = ("models", "ops", "targets")
-_LONG = frozenset({"paper", "source", "attributes"})
+_LONG = frozenset(
+    {"paper", "source", "attributes", "shared_memory_per_block_kb", "multiprocessors"}
+)
 """Keys that only the JSON document has: they would not fit into a line."""
 
 

@@ -37,6 +37,7 @@ _EXTRAS: Final = {
     "onnxruntime": "cpu",
     "tensorrt_rtx": "rtx",
     "tensorrt": "tensorrt",
+    "triton": "kernels",
     "tokenizers": "generate",
     "transformers": "dev",
     "huggingface_hub": "hub",

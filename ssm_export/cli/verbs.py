@@ -11,6 +11,7 @@ VERBS: Final = {
     "list": "Models, operators and targets there are.",
     "export": "Make a bundle from a checkpoint.",
     "inspect": "What a bundle, a graph or an engine holds.",
+    "kernels": "Compile the GPU kernels of a bundle or a graph.",
     "build": "Build engines into a bundle.",
     "verify": "Hold a bundle's graphs against the truth.",
     "bench": "Measure a bundle that passes verify.",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ssm_export import errors
-from ssm_export.bundle import UNIFIED, Bundle, disk_errors, sha256, write_atomically
+from ssm_export.bundle import UNIFIED, Bundle, disk_errors, write_atomically
 from ssm_export.engines._graphs import store_graph
 from ssm_export.errors import SsmExportError
 from ssm_export.progress import SILENT, Progress
@@ -116,8 +116,3 @@ def require_library() -> Path:
             "SSM_EXPORT_PLUGIN_LIBRARY to its path; or build with --lowering native",
         )
     return found
-
-
-def library_hash(library: Path) -> str:
-    """SHA-256 of the library, as the manifest has it."""
-    return sha256(library)

@@ -69,7 +69,7 @@ def sources(
         target: what is built for.
         kind: ``tensorrt`` or ``tensorrt-rtx``.
         lowering: ``native`` or ``plugin``; when left out, plugins where the engine kind runs them
-            and their library is on this machine.
+            and the bundle holds their graph or their library is on this machine.
         ranges: sizes that the engines have to take.
         version: of the engine kind's library, for what its parser reads; None where nothing is
             built, so that neither parser nor plugin library have to be there.
@@ -79,7 +79,7 @@ def sources(
         SsmExportError: ``BAD_OPTION``, ``PLUGIN_LIBRARY``, ``PLUGIN_IN_GRAPH``, ``LOWERING_FAILED``
             and what compiling kernels raises.
     """
-    if _wants_plugins(target, kind, lowering):
+    if _wants_plugins(bundle, target, kind, lowering):
         path = _plugins.plugin_graph(bundle, target, progress)
         model = load_graph(path)
         one_token = replace(ranges, time=(1, 1, 1))
@@ -110,15 +110,18 @@ def sources(
     return found
 
 
-def _wants_plugins(target: Target, kind: str, lowering: str | None) -> bool:
+def _wants_plugins(bundle: Bundle, target: Target, kind: str, lowering: str | None) -> bool:
     if lowering not in (None, *BUILD_LOWERINGS):
         what, fix = f"there are no engines from '{lowering}'", f"use {' or '.join(BUILD_LOWERINGS)}"
     elif lowering == _plugins.PLUGIN and kind != "tensorrt":
         what = f"'{kind}' runs no plugins, its parser ends the process at the first"
         fix = "--lowering native, or --engine tensorrt on the device"
     elif lowering is None:
-        known = kind == "tensorrt" and target.capability is not None
-        return known and _plugins.find_library() is not None
+        if kind != "tensorrt" or target.capability is None:
+            return False
+        # A bundle that was exported for plugins is not quietly built without them.
+        held = _plugins.plugin_lowering(target) in bundle.manifest.graphs.get(UNIFIED, {})
+        return held or _plugins.find_library() is not None
     else:
         return lowering == _plugins.PLUGIN
     raise SsmExportError(errors.BAD_OPTION, what, where="--lowering", fix=fix)

@@ -104,7 +104,7 @@ def _installed(module: str) -> str:
 def other_library(entry: EngineEntry) -> str:
     """A hint where the plugin library is another than the engine was built with."""
     library = _plugins.find_library() if entry.library else None
-    if library is None or _plugins.library_hash(library) == entry.library:
+    if library is None or sha256(library) == entry.library:
         return ""
     return f" ({library} is another plugin library than it was built with)"
 

@@ -5,6 +5,7 @@ Every probe is guarded: one that fails is a line of the report that says so, nev
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import shutil
 import sys
@@ -30,6 +31,7 @@ PACKAGES: Final = {
     "tensorrt-rtx": "tensorrt_rtx",
     "polygraphy": "polygraphy",
     "torch": "torch",
+    "triton": "triton",
     "safetensors": "safetensors",
     "transformers": "transformers",
     "tokenizers": "tokenizers",
@@ -95,6 +97,7 @@ def examine(*, try_build: bool = True) -> DoctorReport:
     ]
     probes += [_package(name, module) for name, module in PACKAGES.items()]
     probes += _runners()
+    probes.append(_guard("plugin library", "builders", _plugin_library))
     if try_build:
         probes.append(_guard("build tensorrt-rtx", "builders", _try_build))
     return DoctorReport(tuple(probes))
@@ -110,15 +113,6 @@ def _guard(name: str, group: str, look: Callable[[], tuple[bool, str]]) -> Probe
 
 def _python() -> str:
     return f"{platform.python_version()} ({sys.executable})"
-
-
-def _cpu() -> tuple[bool, str]:
-    return True, f"{machine.cpu_name()}, {machine.core_count()} cores"
-
-
-def _jetson() -> tuple[bool, str]:
-    found = machine.jetson()
-    return bool(found), found or "not a Jetson"
 
 
 def _disk() -> tuple[bool, str]:
@@ -159,6 +153,17 @@ def _runners() -> list[Probe]:
         ]
     except Exception as error:  # as in _guard
         return [Probe("runners", "runners", False, f"{type(error).__name__}: {error}")]
+
+
+def _plugin_library() -> tuple[bool, str]:
+    """The library that runs scans inside TensorRT; the dynamic linker has to take it too."""
+    from ssm_export.engines._plugins import find_library
+
+    library = find_library()
+    if library is None:
+        return False, "not built; plugins/tensorrt/README.md has the command"
+    ctypes.CDLL(str(library))
+    return True, str(library)
 
 
 def _try_build() -> tuple[bool, str]:

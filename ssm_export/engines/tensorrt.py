@@ -25,10 +25,10 @@ from ssm_export.bundle import (
     EngineEntry,
     FileEntry,
     disk_errors,
+    sha256,
     write_atomically,
 )
 from ssm_export.engines._graphs import check_states
-from ssm_export.engines._plugins import library_hash
 from ssm_export.engines._sources import Source, sources
 from ssm_export.engines._trt_build import (
     BuildRequest,
@@ -296,7 +296,7 @@ def _entry(
         ran=False,
         note=BUILT_ONLY if built.loads is None else "built and loaded, not run",
         lowering=source.lowering,
-        library=library_hash(source.library) if source.library else "",
+        library=sha256(source.library) if source.library else "",
     )
 
 

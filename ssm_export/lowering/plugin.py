@@ -66,5 +66,5 @@ def _stamp(node: ir.Node, call: Call, image: str) -> None:
         "plugin_version": str(VERSION),
         "kernels": image,
     }
-    for name, value in attributes.items():
-        node.attributes[name] = ir.convenience.convert_attribute(name, value)
+    for name, given in attributes.items():
+        node.attributes[name] = ir.convenience.convert_attribute(name, given)

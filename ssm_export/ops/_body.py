@@ -1,6 +1,8 @@
 """What the function bodies share: casts, softplus, masks, chunks and the Scan over them.
 
 Every function takes the onnxscript builder ``op`` first and emits standard operators of opset 20.
+The onnx packages are imported by the functions that use them: the contracts of the operators and
+the GPU kernels need none.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
-import onnx_ir as ir
 
 LABEL: Final = "ssm_export.label"
 """Key of ``ir.Value.meta`` under which a body leaves the name it wants for a value."""
@@ -17,17 +18,18 @@ LABEL: Final = "ssm_export.label"
 Op = Any
 Value = Any
 
-_TYPES: Final = {
-    "float32": ir.DataType.FLOAT,
-    "float16": ir.DataType.FLOAT16,
-    "bfloat16": ir.DataType.BFLOAT16,
-}
-
 TO_THE_END: Final = 2**63 - 1
 """The end of a Slice that goes to the end of its axis."""
 
 _LOG1P: Final = (2.000000008, 0.6666631594, 0.4002485372, 0.2796141883, 0.2817465727)
 """Coefficients of ``2·atanh(s)/s`` in powers of ``s²``: minimax over ``s`` in (0, 1/3]."""
+
+
+def _type_number(name: str) -> int:
+    """ONNX's number of a type name: 1 for ``float32``."""
+    import onnx_ir as ir
+
+    return int(ir.DataType[{"float32": "FLOAT"}.get(name, name.upper())])
 
 
 def label(value: Value, name: str) -> Value:
@@ -38,6 +40,8 @@ def label(value: Value, name: str) -> Value:
 
 def typed(value: Value) -> Value:
     """Note that a value is fp32 where inference cannot tell, so that literals beside it are."""
+    import onnx_ir as ir
+
     value.type = ir.TensorType(ir.DataType.FLOAT)
     return value
 
@@ -46,14 +50,14 @@ def to_fp32(op: Op, value: Value, type_name: str) -> Value:
     """``value`` in fp32; no node when its type, ``type_name``, is fp32 already."""
     if value is None or type_name == "float32":
         return value
-    return label(op.Cast(value, to=int(ir.DataType.FLOAT)), f"{value.name}_fp32")
+    return label(op.Cast(value, to=_type_number("float32")), f"{value.name}_fp32")
 
 
 def from_fp32(op: Op, value: Value, type_name: str) -> Value:
     """An fp32 value in the type ``type_name``; no node when that is fp32."""
     if type_name == "float32":
         return value
-    return op.Cast(value, to=int(_TYPES[type_name]))
+    return op.Cast(value, to=_type_number(type_name))
 
 
 def silu(op: Op, x: Value) -> Value:
@@ -100,12 +104,14 @@ def clamp_step(op: Op, delta: Value, attributes: Any) -> Value:
 
 def tensor(array: np.ndarray) -> Any:
     """An array as the value of a Constant node."""
+    import onnx_ir as ir
+
     return ir.tensor(array)
 
 
 def as_int64(op: Op, value: Value) -> Value:
     """An integer tensor as int64."""
-    return op.Cast(value, to=int(ir.DataType.INT64))
+    return op.Cast(value, to=_type_number("int64"))
 
 
 def length_of(op: Op, x: Value, axis: int = 1) -> Value:
@@ -151,6 +157,8 @@ def scan(
     Returns:
         the states after the last slice, and the stacked outputs.
     """
+    import onnx_ir as ir
+
     kind = ir.TensorType(ir.DataType.FLOAT)
     taken, given = len(states) + len(sequences), len(states) + outputs
     inner = [ir.Value(name=f"{name}_chunk", type=kind) for name in names[:taken]]

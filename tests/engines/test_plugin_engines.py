@@ -1,0 +1,253 @@
+"""Engines whose scans are plugins: what happens before TensorRT is needed."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import onnx
+import pytest
+
+from ssm_export import errors
+from ssm_export.bundle import UNIFIED, Bundle, EngineEntry
+from ssm_export.engines import _plugins, _trt_choice, tensorrt
+from ssm_export.engines._plugins import plugin_graph, plugin_lowering
+from ssm_export.engines._sources import sources
+from ssm_export.engines._trt_choice import choose_engines
+from ssm_export.engines._trt_profile import Ranges
+from ssm_export.errors import SsmExportError
+from ssm_export.exporter import ExportOptions
+from ssm_export.lowering import PLUGIN_DOMAIN
+from ssm_export.resources import load_plugins
+from ssm_export.targets import get_target
+
+ORIN = get_target("jetson-agx-orin")
+RANGES = Ranges.checked(4, 1, 256, 128)
+
+
+@pytest.fixture(scope="module")
+def exported(bundle_of) -> Bundle:
+    """A bundle exported for plugins on an Orin."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    return Bundle.open(bundle_of("mamba2", lowering="plugin", target="jetson-agx-orin"))
+
+
+@pytest.fixture
+def bundle(exported, tmp_path) -> Bundle:
+    shutil.copytree(exported.path, tmp_path / "bundle")
+    return Bundle.open(tmp_path / "bundle")
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """Any file in the place of the library; nothing here loads it."""
+    file = tmp_path / "libssm_export_plugins.so"
+    file.write_bytes(b"a library")
+    monkeypatch.setenv("SSM_EXPORT_PLUGIN_LIBRARY", str(file))
+    return file
+
+
+@pytest.fixture
+def no_library(monkeypatch):
+    monkeypatch.setenv("SSM_EXPORT_PLUGIN_LIBRARY", "/nowhere/libssm_export_plugins.so")
+
+
+def test_export_writes_the_graph_beside_native_ones(exported):
+    assert set(exported.manifest.graphs[UNIFIED]) == {"plugin-sm87"}
+    assert exported.manifest.lowering["chosen"] == "native"
+    assert exported.manifest.verified
+    model = onnx.load(exported.graph_path(UNIFIED, "plugin-sm87"), load_external_data=False)
+    assert _plugins.plugin_nodes(model) == sum(n.domain == PLUGIN_DOMAIN for n in model.graph.node)
+    assert _plugins.plugin_nodes(model) == 6, "a convolution and a scan in each of three layers"
+    weights = {t.external_data[0].value for t in model.graph.initializer if t.external_data}
+    assert weights == {"weights.data"}
+    assert (exported.path / "reports" / "kernels-jetson-agx-orin.json").is_file()
+
+
+def test_the_stored_kernels_are_those_of_the_target(exported):
+    load_plugins()
+    import base64
+
+    from ssm_export_plugins.container import read
+
+    model = onnx.load(exported.graph_path(UNIFIED, "plugin-sm87"), load_external_data=False)
+    for node in (n for n in model.graph.node if n.domain == PLUGIN_DOMAIN):
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        (section,) = read(base64.b64decode(attributes["kernels"]))
+        assert section.op == node.op_type
+        assert {image.capability for image in section.images} == {87}
+        assert len(section.inputs) == len(node.input)
+
+
+def test_a_board_without_triton_takes_the_stored_graph(bundle, monkeypatch):
+    load_plugins()
+    from ssm_export_plugins import aot
+
+    monkeypatch.setattr(aot, "compile_calls", lambda *a, **k: pytest.fail("compiled again"))
+    assert plugin_graph(bundle, ORIN) == bundle.graph_path(UNIFIED, "plugin-sm87")
+
+
+def test_without_triton_another_target_names_the_extra(bundle, monkeypatch):
+    load_plugins()
+    from ssm_export_plugins import aot
+
+    def missing() -> str:
+        raise errors.missing_package("triton", "kernels", "compiling GPU kernels")
+
+    monkeypatch.setattr(aot, "triton_version", missing)
+    before = sorted(bundle.path.rglob("*"))
+    with pytest.raises(SsmExportError, match=r"ssm-export\[kernels\]"):
+        plugin_graph(bundle, get_target("h100"))
+    assert sorted(bundle.path.rglob("*")) == before
+
+
+def test_one_engine_with_two_profiles(bundle, library):
+    (source,) = sources(bundle, ORIN, "tensorrt", None, RANGES, "10.3.0")
+    assert (source.form, source.lowering) == (UNIFIED, "plugin-sm87")
+    assert source.library == library
+    assert source.plugins == 6
+    step, prefill = source.shapes()
+    assert step["input_ids"] == [[1, 1], [1, 1], [4, 1]]
+    assert prefill["input_ids"] == [[1, 1], [1, 128], [4, 256]]
+    assert step["past_ssm.0"] == prefill["past_ssm.0"]
+
+
+def test_the_command_of_the_vendors_tool_has_both_profiles(bundle, library):
+    commands = tensorrt.trtexec_commands(bundle, ORIN, "tensorrt", lowering="plugin")
+    words = commands[UNIFIED].split()
+    assert f"--dynamicPlugins={library}" in words
+    assert [word for word in words if word.startswith("--profile=")] == [
+        "--profile=0",
+        "--profile=1",
+    ]
+    assert words.index("--profile=0") < words.index("--profile=1")
+    shapes = [word for word in words if word.startswith("--maxShapes=input_ids:")]
+    assert [word.split(",")[0] for word in shapes] == [
+        "--maxShapes=input_ids:8x1",
+        "--maxShapes=input_ids:8x1024",
+    ]
+
+
+def test_a_bundle_made_for_plugins_is_not_quietly_built_without_them(bundle, no_library):
+    with pytest.raises(SsmExportError, match=r"plugins/tensorrt/README.md") as caught:
+        sources(bundle, ORIN, "tensorrt", None, RANGES, "10.3.0")
+    assert caught.value.code == errors.PLUGIN_LIBRARY
+    forms = sources(bundle, ORIN, "tensorrt", "native", RANGES, "10.3.0")
+    assert [source.form for source in forms] == ["step", "prefill"]
+
+
+def test_without_a_library_another_target_gets_native_engines(bundle, no_library):
+    forms = sources(bundle, get_target("h100"), "tensorrt", None, RANGES, "10.3.0")
+    assert [source.lowering for source in forms] == ["native", "native"]
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "lowering", "said"),
+    [
+        ("rtx-ada", "tensorrt-rtx", "plugin", "runs no plugins"),
+        ("jetson-agx-orin", "tensorrt", "ort", "no engines from 'ort'"),
+        ("rtx-any", "tensorrt", "plugin", "stands for many GPUs"),
+    ],
+)
+def test_lowerings_that_cannot_be(bundle, library, target, kind, lowering, said):
+    with pytest.raises(SsmExportError, match=said) as caught:
+        sources(bundle, get_target(target), kind, lowering, RANGES, "10.3.0")
+    assert caught.value.code == errors.BAD_OPTION
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"lowering": "plugin"}, "belong together"),
+        ({"target": "h100"}, "belong together"),
+        ({"lowering": "plugin", "target": "rtx-any"}, "stands for many GPUs"),
+        ({"lowering": "plugin", "target": "h101"}, "h100"),
+    ],
+)
+def test_export_options_that_cannot_be(options, said):
+    with pytest.raises(SsmExportError, match=said):
+        ExportOptions(**options).check()
+
+
+def _entry(bundle: Bundle, form: str, **changed: str) -> EngineEntry:
+    file = bundle.path / f"{form}.engine"
+    file.write_bytes(form.encode())
+    entry = EngineEntry(
+        form=form,
+        target=ORIN.name,
+        engine="tensorrt",
+        file=bundle.entry(file.name),
+        versions={"tensorrt": "10.3.0"},
+        platform=tensorrt.machine_platform(),
+        compute_capability="8.7",
+        profile={"batch": [1, 1, 4], "time": [1, 128, 256]},
+        ran=False,
+        note="",
+    )
+    return replace(entry, **changed)
+
+
+@pytest.fixture
+def tensorrt_here(monkeypatch):
+    """A machine with TensorRT 10.3.0."""
+    monkeypatch.setattr(_trt_choice, "require_packages", lambda kind: None)
+    monkeypatch.setattr(_trt_choice, "_installed", lambda module: "10.3.0")
+
+
+def test_the_unified_engine_goes_before_one_per_form(bundle, tensorrt_here):
+    unified = _entry(bundle, UNIFIED, lowering="plugin-sm87", library="0" * 64)
+    bundle.manifest.engines = (_entry(bundle, "step"), _entry(bundle, "prefill"), unified)
+    assert choose_engines(bundle, "tensorrt", (8, 7)) == {UNIFIED: unified}
+    bundle.save()
+    assert Bundle.open(bundle.path).manifest.engines[-1] == unified
+
+
+class Registry:
+    """TensorRT's registry, as far as the runner asks it."""
+
+    def __init__(self, takes: bool) -> None:
+        self.takes, self.loaded = takes, []
+
+    def get_creator(self, name: str, version: str, namespace: str) -> object | None:
+        assert (name, version, namespace) == ("SsdScan", "1", "ssm_export")
+        return object() if self.loaded else None
+
+    def load_library(self, path: str) -> object | None:
+        self.loaded += [path] if self.takes else []
+        return object() if self.takes else None
+
+
+class TensorRt:
+    """The module, as far as the runner asks it."""
+
+    __version__ = "10.3.0"
+
+    def __init__(self, takes: bool = True) -> None:
+        self.registry = Registry(takes)
+
+    def get_plugin_registry(self) -> Registry:
+        return self.registry
+
+
+def test_the_library_is_loaded_once(library):
+    module = TensorRt()
+    _trt_choice.load_library(module)
+    _trt_choice.load_library(module)
+    assert module.registry.loaded == [str(library)]
+
+
+def test_a_library_that_tensorrt_refuses_is_an_error(library):
+    with pytest.raises(SsmExportError, match=r"10\.3\.0 does not load it") as caught:
+        _trt_choice.load_library(TensorRt(takes=False))
+    assert caught.value.code == errors.PLUGIN_LIBRARY
+
+
+def test_a_missing_library_is_an_error_before_the_engine(no_library):
+    with pytest.raises(SsmExportError) as caught:
+        _trt_choice.load_library(TensorRt())
+    assert caught.value.code == errors.PLUGIN_LIBRARY
+
+
+def test_the_name_of_the_lowering_is_the_chip_s():
+    assert plugin_lowering(ORIN) == "plugin-sm87"
+    assert plugin_lowering(get_target("rtx-blackwell")) == "plugin-sm120"
