@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Union
+from typing import Any, Final, TypeAlias
 
 from ssm_export.ops import Call, OpSpec, Port
 from ssm_export_plugins.expressions import Expr, constant, symbol
@@ -26,7 +26,7 @@ TRITON_TYPES: Final = {
 
 BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
 
-Dimension = Union[int, str]
+Dimension = int | str
 """A size that the plan fixes, or the symbol that stands for one."""
 
 
@@ -67,8 +67,8 @@ class Workspace:
     elements: Expr
 
 
-Constant = Union[int, float, bool, str, None]
-Argument = Union[Tensor, Workspace, Expr, Constant]
+Constant = float | bool | str | None
+Argument: TypeAlias = "Tensor | Workspace | Expr | Constant"
 
 
 @dataclass(frozen=True)
@@ -180,9 +180,10 @@ class Plan:
         for case in self.cases:
             for launch in case.launches:
                 for argument in launch.arguments:
-                    if isinstance(argument, Workspace):
-                        if found.setdefault(argument.name, argument) != argument:
-                            raise ValueError(f"two workspaces are called {argument.name!r}")
+                    if not isinstance(argument, Workspace):
+                        continue
+                    if found.setdefault(argument.name, argument) != argument:
+                        raise ValueError(f"two workspaces are called {argument.name!r}")
         return tuple(found.values())
 
 
@@ -201,7 +202,8 @@ class Builder:
     operands: Mapping[str, Operand] = field(init=False)
 
     def __post_init__(self) -> None:
-        ports = [p for p in self.spec.inputs if p.name in self.call.present] + list(self.spec.outputs)
+        present = (port for port in self.spec.inputs if port.name in self.call.present)
+        ports = (*present, *self.spec.outputs)
         object.__setattr__(self, "operands", {port.name: self._operand(port) for port in ports})
 
     def tensor(self, port: str) -> Tensor | None:
