@@ -36,9 +36,11 @@ def causal_conv1d_prefill(
     BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One tile (BLOCK_T, BLOCK_D) of y; the first tile of a row also writes its state."""
-    tile, part, row = tl.program_id(1), tl.program_id(0), tl.program_id(2)
+    parts: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    tile, part, row = tl.program_id(0) // parts, tl.program_id(0) % parts, tl.program_id(1)
     d = part * BLOCK_D + tl.arange(0, BLOCK_D)
-    t = tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    ahead = tl.arange(0, BLOCK_T)
+    t = tile * BLOCK_T + ahead
     inside = d < D
     length = T
     if lengths is not None:
@@ -47,14 +49,14 @@ def causal_conv1d_prefill(
     if bias is not None:
         total += tl.load(bias + d, mask=inside, other=0.0).to(tl.float32)[None, :]
     valid = (t < length)[:, None] & inside[None, :]
-    base = row.to(tl.int64) * T * D
+    # A row may hold more elements than 32 bits count: only what a tile spans is an int32.
+    base = (row.to(tl.int64) * T + tile * BLOCK_T) * D
     for k in tl.static_range(K):
         tap = tl.load(weight + d * K + k, mask=inside, other=0.0).to(tl.float32)
-        source = t[:, None] + (k - (K - 1))
-        value = tl.load(
-            x + base + source * D + d[None, :], mask=valid & (source >= 0), other=0.0
-        ).to(tl.float32)
-        total += value * tap[None, :]
+        source = ahead[:, None] + (k - (K - 1))
+        there = valid & (t[:, None] + (k - (K - 1)) >= 0)
+        value = tl.load(x + base + source * D + d[None, :], mask=there, other=0.0)
+        total += value.to(tl.float32) * tap[None, :]
     if K > 1:
         if tile == 0:
             before = row.to(tl.int64) * (K - 1) * D
@@ -69,7 +71,7 @@ def causal_conv1d_prefill(
                 total += carried.to(tl.float32) * tap[None, :]
     result = tl.where(valid, _activated(total, SILU), 0.0)
     tl.store(
-        y + base + t[:, None] * D + d[None, :],
+        y + base + ahead[:, None] * D + d[None, :],
         result.to(y.dtype.element_ty),
         mask=(t < T)[:, None] & inside[None, :],
     )
@@ -78,14 +80,14 @@ def causal_conv1d_prefill(
             before = row.to(tl.int64) * (K - 1) * D
             state = ()
             for k in tl.static_range(K - 1):
-                source = length - (K - 1) + k + tl.zeros([BLOCK_D], dtype=tl.int32)
-                value = tl.load(x + base + source * D + d, mask=inside & (source >= 0), other=0.0)
-                carried = tl.load(
-                    past + before + (source + K - 1) * D + d,
-                    mask=inside & (source < 0),
+                last = length - (K - 1) + k + tl.zeros([BLOCK_D], dtype=tl.int64)
+                newer = tl.load(x + base + last * D + d, mask=inside & (last >= 0), other=0.0)
+                older = tl.load(
+                    past + before + (last + K - 1) * D + d,
+                    mask=inside & (last < 0),
                     other=0.0,
                 )
-                state = state + (tl.where(source < 0, carried, value),)
+                state = state + (tl.where(last < 0, older, newer),)
             # Every thread has read what it needs of past before any of them writes present.
             tl.debug_barrier()
             for k in tl.static_range(K - 1):
@@ -102,9 +104,9 @@ def causal_conv1d_step(
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = d < D
     x_raw = tl.load(x + row.to(tl.int64) * D + d, mask=inside, other=0.0)
-    total = x_raw.to(tl.float32) * tl.load(
-        weight + d * K + K - 1, mask=inside, other=0.0
-    ).to(tl.float32)
+    total = x_raw.to(tl.float32) * tl.load(weight + d * K + K - 1, mask=inside, other=0.0).to(
+        tl.float32
+    )
     if bias is not None:
         total += tl.load(bias + d, mask=inside, other=0.0).to(tl.float32)
     valid = inside
@@ -120,6 +122,8 @@ def causal_conv1d_step(
     window = window + (x_raw,)
     result = tl.where(valid, _activated(total, SILU), 0.0)
     tl.store(y + row.to(tl.int64) * D + d, result.to(y.dtype.element_ty), mask=inside)
+    # Every thread has read what it needs of past before any of them writes present.
+    tl.debug_barrier()
     for k in tl.static_range(K - 1):
         kept = tl.where(valid, window[k + 1], window[k])
         tl.store(present + before + k * D + d, kept, mask=inside)
@@ -153,7 +157,7 @@ def plans(spec: OpSpec, call: Call, chip: Chip) -> Iterator[Plan]:
     for rows, width in ((32, 128), (16, 128)):
         prefill = build.launch(
             causal_conv1d_prefill,
-            (cdiv(channels, width), cdiv(T, rows), B),
+            (cdiv(T, rows) * -(-channels // width), B),
             T=T,
             BLOCK_T=rows,
             BLOCK_D=width,

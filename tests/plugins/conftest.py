@@ -27,7 +27,27 @@ def round_to_nearest() -> None:
     interpreter._convert_float = convert_nearest
 
 
+def multiply_bfloat16() -> None:
+    """Let the interpreter's dot take bf16 as numbers; it multiplies their bit patterns."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def as_float(handle: Any) -> Any:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        bits = np.ascontiguousarray(handle.data).view(ml_dtypes.bfloat16)
+        return interpreter.TensorHandle(bits.astype(np.float32), tl.float32)
+
+    def dot_of_numbers(self: Any, a: Any, b: Any, *others: Any) -> Any:
+        return dot(self, as_float(a), as_float(b), *others)
+
+    interpreter.InterpreterBuilder.create_dot = dot_of_numbers
+
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     round_to_nearest()
+    multiply_bfloat16()
 load_plugins()

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
 import torch
 from one_call import rounded
+
+from ssm_export.ops import Call, OpSpec
 from ssm_export_plugins import kernels
 from ssm_export_plugins.launch import run
 from ssm_export_plugins.plan import Chip, Plan
 
-from ssm_export.ops import Call, OpSpec
-
 ORIN = Chip((8, 7), 166_912, 8)
 H100 = Chip((9, 0), 232_448, 132)
 ADA = Chip((8, 9), 101_376, 58)
+VAST = Chip((9, 0), 232_448, 4096)
+"""No real chip: so many multiprocessors that whatever can be split is."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -74,6 +77,28 @@ def poisoned(plan: Plan, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
     }
 
 
+def poisoned_memory() -> Any:
+    """A context in which fresh memory holds NaN, or a huge integer: a plan's scratch buffers."""
+    fresh = torch.empty
+
+    def filled(*size: Any, **options: Any) -> torch.Tensor:
+        made = fresh(*size, **options)
+        return made.fill_(float("nan") if made.is_floating_point() else 2**30)
+
+    return mock.patch.object(torch, "empty", filled)
+
+
+def poison_padding(spec: OpSpec, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inputs with NaN at and beyond every row's length."""
+    poisonous = dict(inputs)
+    for port in spec.inputs:
+        if "T" in port.axes and port.name in inputs:
+            poisonous[port.name] = inputs[port.name].copy()
+            for row, length in enumerate(inputs["sequence_lengths"]):
+                poisonous[port.name][row, length:] = np.nan
+    return poisonous
+
+
 def run_plan(
     spec: OpSpec,
     inputs: Mapping[str, np.ndarray],
@@ -85,7 +110,7 @@ def run_plan(
     in_place: bool = False,
     **attributes: Any,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Run one call on poisoned outputs; gives the rounded inputs and the outputs in float64."""
+    """Run one call on poisoned memory; gives the rounded inputs and the outputs in float64."""
     feeds = rounded(spec, inputs, types)
     plan = make_plan(spec, call_of(spec, feeds, types, step, **attributes), chip, choice)
     tensors = {name: to_torch(value) for name, value in feeds.items()}
@@ -93,5 +118,6 @@ def run_plan(
     outputs = poisoned(plan, {"B": batch, "T": time})
     if in_place:
         outputs["present"] = tensors["past"]
-    made = run(plan, tensors, outputs)
+    with poisoned_memory():
+        made = run(plan, tensors, outputs)
     return feeds, {name: to_numpy(tensor) for name, tensor in made.items()}
