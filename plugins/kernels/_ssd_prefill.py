@@ -78,6 +78,7 @@ def ssd_scan_prefill(
     HALF: tl.constexpr = x.dtype.element_ty == tl.float16
     kind: tl.constexpr = x.dtype.element_ty
     FOLD: tl.constexpr = kind != tl.float32 and not GIVEN and DT_MIN >= 0
+    EXACT: tl.constexpr = kind == tl.float32
     i = tl.arange(0, Q)
     lower = i[:, None] >= i[None, :]
     first = segment * span
@@ -155,6 +156,13 @@ def ssd_scan_prefill(
             keys = keys + (_rows(base, i, valid, KEY_HEADS * N, ns[a], N),)
         delta, decay = step_and_decay(raw, bias, rate, valid, GIVEN, SOFTPLUS, DT_MIN, DT_MAX)
         raw = following
+        if EXACT:
+            # Sums of integers are exact, and those of the rest are small: after a strong decay a
+            # difference of sums keeps the digits that one long sum would have lost.
+            whole = tl.floor(decay + 0.5)
+            levels = tl.cumsum(whole, 0)
+            decay -= whole
+            level = tl.sum(tl.where(i == Q - 1, levels, 0.0), 0)
         sums = tl.cumsum(decay, 0)
         # Not the sum of decay, which rounds otherwise: the last token's share has to be exact.
         total = tl.sum(tl.where(i == Q - 1, sums, 0.0), 0)
@@ -189,13 +197,15 @@ def ssd_scan_prefill(
                 scores = tl.zeros([Q, Q], tl.float32)
                 for a in tl.static_range(NA):
                     scores = tl.dot(queries[a], tl.trans(keys[a]), scores, input_precision="tf32x3")
-                gaps = tl.where(lower, row_sums - goal[None, :], float("-inf"))
-                scores *= tl.exp2(gaps)
+                gaps = row_sums - goal[None, :]
+                if EXACT:
+                    gaps += levels[:, None] - levels[None, :]
+                scores *= tl.exp2(tl.where(lower, gaps, float("-inf")))
                 if not (GIVEN or FOLD):
                     scores *= delta[None, :]
                 if D is not None:
                     scores += tl.where(i[:, None] == i[None, :], skip, 0.0)
-                factor = tl.exp2(row_sums)
+                factor = tl.exp2(row_sums + levels[:, None] if EXACT else row_sums)
                 if HALF:
                     highest = tl.maximum(tl.max(tl.abs(scores), 1), 1e-12)[:, None]
                     power, inverse = _power_below(highest)
@@ -220,7 +230,11 @@ def ssd_scan_prefill(
                         mask=(start + i < end)[:, None] & (ps[b] < P)[None, :],
                     )
 
-        share = tl.exp2(total - sums) * delta
+        rest = total - sums
+        if EXACT:
+            rest += level - levels
+            total += level
+        share = tl.exp2(rest) * delta
         kept = tl.exp2(total)
         if HALF:
             power, inverse = _power_below(tl.maximum(tl.max(share, 0), 1e-18))

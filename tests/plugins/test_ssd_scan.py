@@ -149,6 +149,16 @@ def test_time_steps_far_from_zero(dt: float, length: int) -> None:
         assert np.abs(value).max() > 0.0
 
 
+def test_strong_decays_cost_the_tokens_after_them_no_digits() -> None:
+    """A long sum of log decays would round away the small ones between two resets."""
+    inputs = make(11, ("D", "dt_bias"), T=100)
+    inputs["dt"][:, ::3] = 1e3
+    inputs["x"][:, ::3] /= 1e3
+    feeds, made = run_plan(SPEC, inputs, {"T": "float32", "S": "float32"})
+    for name, value in SPEC.reference(feeds, SPEC.attributes).items():
+        assert nmse(made[name], value) <= 1e-12, name
+
+
 def test_a_decay_to_nothing_resets_the_state() -> None:
     inputs = make(7, ("D", "dt_bias"), T=20)
     inputs["dt"][:, 7] = 1e4
