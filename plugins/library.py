@@ -21,6 +21,9 @@ SOURCES: Final = Path(__file__).resolve().parent / "tensorrt"
 VARIABLE: Final = "SSM_EXPORT_PLUGIN_LIBRARY"
 """Environment variable that names the library."""
 
+_BUILT: Final = SOURCES.parents[1] / "build" / "plugins"
+"""Where the README's command builds in a checkout."""
+
 AARCH64: Final = SOURCES / "aarch64-linux-gnu.cmake"
 """CMake toolchain file that cross-compiles for a Jetson."""
 
@@ -40,7 +43,7 @@ def find_library() -> Path | None:
     named = os.environ.get(VARIABLE)
     if named:
         return Path(named) if Path(named).is_file() else None
-    folders = (SOURCES / "build", SOURCES, *map(Path, _FOLDERS))
+    folders = (_BUILT, SOURCES, *map(Path, _FOLDERS))
     return next((folder / NAME for folder in folders if (folder / NAME).is_file()), None)
 
 
