@@ -71,13 +71,7 @@ def chip_of(target: Target) -> Chip:
         SsmExportError: ``BAD_OPTION`` for a target that stands for many GPUs, ``BAD_CONFIG_FILE``
             for one whose file lacks the size of its shared memory or its multiprocessors.
     """
-    if target.capability is None:
-        raise SsmExportError(
-            errors.BAD_OPTION,
-            f"the target {target.name} stands for many GPUs, kernels are compiled for one",
-            where="--target",
-            fix="ssm-export list targets; take the one of your board or card",
-        )
+    capability = target.one_chip()
     facts = {
         "shared_memory_per_block_kb": target.shared_memory_per_block_kb,
         "multiprocessors": target.multiprocessors,
@@ -91,7 +85,7 @@ def chip_of(target: Target) -> Chip:
                 fix=f"add {key}: N, as the CUDA programming guide or the data sheet has it",
             )
     shared = facts["shared_memory_per_block_kb"] or 0
-    return Chip(target.capability, shared * 1024, facts["multiprocessors"] or 0)
+    return Chip(capability, shared * 1024, facts["multiprocessors"] or 0)
 
 
 def compile_calls(

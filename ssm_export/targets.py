@@ -58,6 +58,21 @@ class Target:
         major, _, minor = self.compute_capability.partition(".")
         return int(major), int(minor)
 
+    def one_chip(self) -> tuple[int, int]:
+        """The compute capability that kernels are compiled for.
+
+        Raises:
+            SsmExportError: ``BAD_OPTION`` for a target that stands for many GPUs.
+        """
+        if self.capability is None:
+            raise SsmExportError(
+                errors.BAD_OPTION,
+                f"the target {self.name} stands for many GPUs, kernels are compiled for one",
+                where="--target",
+                fix="ssm-export list targets; take the one of your board or card",
+            )
+        return self.capability
+
     def as_json(self) -> dict[str, Any]:
         """The target as an item of ``list targets``."""
         return dataclasses.asdict(self)
