@@ -91,7 +91,7 @@ def kernels(
     Args:
         path: the bundle's folder, or an ONNX graph that calls operators of ours.
         target: a name of ``ssm-export list targets``.
-        output: a new file for the kernel images; none is written when None.
+        output: a file for the kernel images, replacing older ones; none is written when None.
         ptx: add PTX, which drivers of later GPUs can compile.
         progress: shows bars.
     """

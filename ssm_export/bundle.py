@@ -114,7 +114,7 @@ class Manifest:
         ragged: whether the graphs take ``sequence_lengths (B,)`` int32.
         states: the states in graph order.
         graphs: form -> lowering -> file; the lowering ``canonical`` is always there. The form
-            ``unified`` has the lowerings ``plugin-sm<NN>``, one for each chip that was asked for.
+            ``unified`` has the lowerings ``plugin-<target>``, one for each that was asked for.
         lowering: the lowering that runners take by default, why, and what was measured.
         weights: the one file that every graph points into.
         parity: the recorded vectors.
@@ -249,7 +249,9 @@ class Bundle:
                 errors.BAD_OPTION,
                 f"the {form} graph is not there as '{chosen}', only as {', '.join(sorted(graphs))}",
                 where=str(self.path),
-                fix=f"ssm-export export CHECKPOINT -o BUNDLE --lowering {chosen}",
+                fix="plugin graphs run in TensorRT: --runner tensorrt on the device"
+                if chosen.startswith("plugin")
+                else f"ssm-export export CHECKPOINT -o BUNDLE --lowering {chosen}",
             )
         return self.file(graphs[chosen])
 

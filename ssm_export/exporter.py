@@ -279,7 +279,10 @@ def _fill(
     manifest.versions = tool_versions()
     notes = _write_graphs(bundle, graphs, options, progress)
     if options.target is not None:
-        plugin_graph(bundle, get_target(options.target), progress)
+        made = plugin_graph(bundle, get_target(options.target), progress)
+        what = f"onnx/{made.name}, {made.stat().st_size / 1e3:.0f} kB, has the kernels of "
+        what += f"{options.target} compiled and not run; on the device, after build: "
+        notes += (what + "ssm-export verify BUNDLE --runner tensorrt",)
     manifest.files = tuple(_copy_side_files(bundle, checkpoint))
     exact = TorchReference(model, weights)
     rounded = TorchReference(model, weights, exact=False)

@@ -151,6 +151,12 @@ def power_mode() -> str:
     return found[1] if found else " ".join(said.split())
 
 
+def machine_platform() -> str:
+    """Operating system and machine as the manifest has them, such as ``linux-aarch64``."""
+    system = "windows" if sys.platform == "win32" else platform.system().lower()
+    return f"{system}-{platform.machine().lower()}"
+
+
 def gpu_names() -> list[str]:
     """Every GPU here, in one line each."""
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ssm_export import listing
+from ssm_export.engines._plugins import PLUGIN
 from ssm_export.lowering import LOWERINGS
 
 
@@ -14,7 +15,7 @@ def support_table() -> str:
     ]
     for item in listing.models():
         operators, layouts = (", ".join(item[key]) for key in ("operators", "layouts"))
-        lowerings = ", ".join(("canonical", *LOWERINGS))
+        lowerings = ", ".join(("canonical", *LOWERINGS, PLUGIN))
         rows.append(
             f"| `{item['name']}` | {item['title']} | {operators} | {layouts} | {lowerings} |"
         )

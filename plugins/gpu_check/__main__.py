@@ -33,26 +33,27 @@ def main(arguments: list[str] | None = None) -> int:
     from ssm_export.resources import load_plugins
 
     load_plugins()
-    from ssm_export_plugins.gpu_check import machine, report, rows
+    from ssm_export_plugins.gpu_check import correctness, machine, report, rows
 
+    known = correctness.checked_operators()
+    if options.op and options.op not in known:
+        print(f"no kernels are for {options.op!r}; there are {', '.join(known)}", file=sys.stderr)
+        return 2
+    chosen = [row for row in rows.ROWS if options.op in (None, row.op)]
     if options.rows_only:
-        _write(options, report.document(machine.facts(), [], report.unmeasured(rows.ROWS)))
+        lines = report.unmeasured(chosen)
+        print(report.table(lines))
+        _write(options, report.document(machine.facts(), [], lines))
         return DONE
     if not options.interpret and not machine.has_gpu():
         print("no GPU at hand: torch finds none, so nothing was checked and nothing was timed")
         return NO_GPU
-    from ssm_export_plugins.gpu_check import correctness
-
     if options.interpret:
         from ssm_export_plugins.gpu_check import interpreting
 
         interpreting.mend_bfloat16()
     chip = machine.INTERPRETED if options.interpret else machine.chip()
     device = "cpu" if options.interpret else "cuda"
-    known = correctness.checked_operators()
-    if options.op and options.op not in known:
-        print(f"no kernels are for {options.op!r}; there are {', '.join(known)}", file=sys.stderr)
-        return 2
     print(report.heading(machine.facts()))
     findings = []
     for name in [options.op] if options.op else known:
@@ -68,7 +69,6 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.interpret:
         from ssm_export_plugins.gpu_check import measuring
 
-        chosen = [row for row in rows.ROWS if options.op in (None, row.op)]
         measured = measuring.measure(chosen, chip, options.mamba_ssm)
         timed = report.judged(measured)
         print("\n" + report.table(timed))

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from ssm_export.ops import Call, OpSpec, Tolerance, all_ops
+from ssm_export.ops import Call, OpSpec, Tolerance, all_ops, fused_ops
 from ssm_export_plugins import kernels, standard
 from ssm_export_plugins.launch import prepare
 from ssm_export_plugins.plan import Chip, Plan
@@ -60,6 +60,12 @@ VARIANTS: Final[Mapping[str, tuple[Variant, ...]]] = {
         Variant(sizes={"H": 4, "P": 64, "G": 1, "N": 128}),
         Variant(sizes={"H": 4, "P": 80, "G": 2, "N": 128}),
         Variant(sizes={"H": 2, "P": 96, "G": 1, "N": 64}),
+    ),
+    "ConvSsdScan": (
+        Variant(),
+        Variant(omit=("bias", "D", "dt_bias")),
+        Variant(sizes={"H": 4, "P": 64, "G": 1, "N": 128}),
+        Variant(sizes={"H": 4, "P": 80, "G": 2, "N": 128}),
     ),
     "LinearAttention": (
         _attention("gated_delta"),
@@ -134,12 +140,13 @@ class Finding:
 
 def checked_operators() -> tuple[str, ...]:
     """Every operator that has kernels, ours and the standard's."""
-    return tuple(name for name in (*all_ops(), *standard.names()) if kernels.has_kernels(name))
+    known = (*all_ops(), *fused_ops(), *standard.names())
+    return tuple(name for name in known if kernels.has_kernels(name))
 
 
 def spec_of(op: str) -> OpSpec:
     """The contract of an operator, ours or the standard's."""
-    return standard.get(op) if op in standard.names() else all_ops()[op]
+    return standard.get(op) if op in standard.names() else (all_ops() | fused_ops())[op]
 
 
 def cases(spec: OpSpec, effort: Effort) -> Iterator[Case]:

@@ -159,7 +159,8 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         ).rstrip()
         for row in cells
     ]
-    notes = dict.fromkeys(f"{line['name']}: {line['note']}" for line in lines if line["note"])
+    noted = [line for line in lines if line["note"] not in ("", NO_GPU)]
+    notes = dict.fromkeys(f"{line['name']}: {line['note']}" for line in noted)
     return "\n".join([*text, *notes])
 
 

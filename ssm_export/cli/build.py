@@ -60,13 +60,7 @@ def _commands(bundle: str, options: dict[str, Any]) -> Result:
     from ssm_export.engines.tensorrt import trtexec_commands
 
     commands = trtexec_commands(Bundle.open(bundle), **options)
-
-    def lines() -> RenderableType:
-        from rich.text import Text
-
-        return Text("\n".join(commands.values()), no_wrap=True, overflow="ignore")
-
-    return Result({"bundle": bundle, "commands": commands}, lines)
+    return Result({"bundle": bundle, "commands": commands}, lambda: "\n".join(commands.values()))
 
 
 def _table(bundle: str, report: BuildReport) -> RenderableType:
@@ -85,7 +79,7 @@ def _table(bundle: str, report: BuildReport) -> RenderableType:
         )
         for entry in report.engines
     ]
-    columns = ("graph", "seconds>", "size>", "file", "tied to", "")
+    columns = ("graph", "seconds>", "size>", "file!", "tied to", "")
     parts: list[RenderableType] = [
         table(f"{report.engine} engines for {report.target} in {bundle}", columns, rows)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
@@ -17,8 +18,8 @@ from ssm_export.progress import Progress, terminal_progress
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_NARROWEST = 110
-"""Columns of a table where stdout is no terminal."""
+_COLUMNS = 110
+"""Columns of a table where stdout is no terminal and ``COLUMNS`` says nothing."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Result:
 
     Attributes:
         members: of the JSON document.
-        table: makes what people see.
+        table: makes what people see; a string is written as it is, never wrapped.
         failure: the error that the command ends with although there is a result to show.
     """
 
@@ -75,11 +76,18 @@ class Outcome:
             return
         from rich.console import Console
 
-        console = Console(
-            file=out, width=None if out.isatty() else _NARROWEST, highlight=False, soft_wrap=False
-        )
-        console.print(self.result.table())
+        made = self.result.table()
+        if isinstance(made, str):
+            out.write(made.rstrip("\n") + "\n")
+        else:
+            width = None if out.isatty() else _asked_columns()
+            Console(file=out, width=width, highlight=False).print(made, crop=False)
         out.flush()
+
+
+def _asked_columns() -> int:
+    asked = os.environ.get("COLUMNS", "")
+    return int(asked) if asked.isdecimal() and int(asked) else _COLUMNS
 
 
 _OPTIONS = (

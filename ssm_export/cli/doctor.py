@@ -43,4 +43,4 @@ def _table(report: DoctorReport) -> RenderableType:
             (probe.group if probe.group != group else "", probe.name, mark, plain(probe.detail))
         )
         group = probe.group
-    return table("this machine", ("", "what", "", "found"), rows)
+    return table("this machine", ("", "what!", "", "found"), rows)

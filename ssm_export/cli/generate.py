@@ -44,15 +44,22 @@ def command(job: Job, bundle: str, prompt: str, tokens: bool, **options: Any) ->
     """Continue PROMPT with the prefill graph and then the step graph; text appears as it comes."""
     from ssm_export import api
 
+    unseen = [prompt]  # it appears with the first token, so not before an error
+
     def show(piece: str) -> None:
-        job.out.write(piece)
+        job.out.write("".join(unseen) + piece)
         job.out.flush()
+        unseen.clear()
 
     asked: str | list[int] = _ids(prompt) if tokens else prompt
     if job.as_json:
         return Result(api.generate(bundle, asked, **options).as_json())
-    show(prompt)
-    report = api.generate(bundle, asked, stream=show, **options)
+    try:
+        report = api.generate(bundle, asked, stream=show, **options)
+    except BaseException:
+        if not unseen:
+            show("\n")
+        raise
     show("\n")
     return Result(report.as_json())
 

@@ -10,7 +10,7 @@ from ssm_export.cli.common import Job, Result, verb
 @verb("inspect")
 @click.argument("path")
 def command(job: Job, path: str) -> Result:
-    """Say what a bundle, a graph, an engine or a checkpoint holds, without reading its weights."""
+    """Say what a bundle, graph, engine, .ssmk file or checkpoint holds, without reading weights."""
     from ssm_export import api
 
     report = api.inspect(path)

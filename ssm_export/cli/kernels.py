@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @verb("kernels")
 @click.argument("path", metavar="BUNDLE|GRAPH.onnx")
 @click.option("--target", required=True, help="A device, by a name of: ssm-export list targets.")
-@click.option("-o", "--output", metavar="FILE.ssmk", help="Write the kernel images to this file.")
+@click.option("-o", "--output", metavar="FILE.ssmk", help="Write the kernels to this file.")
 @click.option("--ptx", is_flag=True, help="Add PTX, for later GPUs than the target's.")
 def command(job: Job, path: str, **options: Any) -> Result:
     """Compile the GPU kernels that a bundle needs, for a device that need not be here.
@@ -57,7 +57,7 @@ def _table(report: KernelsReport) -> RenderableType:
             f"{facts['op']}: configuration '{entry['label']}' was refused: {entry['reason']}"
             for entry in facts["refused"]
         ]
-    heads = ("operator", "layers>", "kernel", "configuration", "registers>", "shared>", "spilled>")
+    heads = ("operator", "layers>", "kernel!", "configuration", "registers>", "shared>", "spilled>")
     title = f"Kernels for {report.target} ({report.compute_capability}), Triton {report.triton}"
     total = f"compressed: {size(report.bytes)}, in an engine of all layers "
     parts: list[RenderableType] = [table(title, (*heads, "size>"), rows)]

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
 KINDS = ("models", "ops", "targets")
 _LONG = frozenset(
-    {"paper", "source", "attributes", "shared_memory_per_block_kb", "multiprocessors"}
+    {
+        "paper",
+        "source",
+        "attributes",
+        "shared_memory_per_block_kb",
+        "multiprocessors",
+        "bandwidth_gb_s",
+    }
 )
 """Keys that only the JSON document has: they would not fit into a line."""
 

@@ -109,6 +109,8 @@ def as_our_error(raised: BaseException) -> SsmExportError:
         path = context.command_path if context is not None else PROGRAM
         what, hint, near = " ".join(raised.format_message().split()).partition("Did you mean")
         fix = f"did you mean{near.rstrip(')')} {path} --help" if hint else f"{path} --help"
+        if isinstance(raised, click.MissingParameter) and "--target" in what:
+            fix = f"name a device: {PROGRAM} list targets shows them; {fix}"
         return SsmExportError(errors.WRONG_USAGE, what.rstrip(" ("), fix=fix)
     if isinstance(raised, OSError) and raised.errno in (errno.ENOSPC, errno.EDQUOT):
         return SsmExportError(

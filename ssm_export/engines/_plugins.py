@@ -22,28 +22,32 @@ if TYPE_CHECKING:
     import onnx
 
 PLUGIN: Final = "plugin"
-"""The lowering that turns scans into plugin nodes; a bundle names it with its chip."""
+"""The lowering that turns scans into plugin nodes; a bundle names it with its target."""
+
+
+LIBRARY: Final = "libssm_export_plugins.so"
+"""The plugin library's file name."""
 
 
 def plugin_lowering(target: Target) -> str:
-    """The name under which a bundle holds the plugin graph of a target's chip: ``plugin-sm87``.
+    """The name under which a bundle holds the plugin graph of a target: ``plugin-h100``.
+
+    Kernels depend on the number of multiprocessors too, so two boards of one chip have two graphs.
 
     Raises:
         SsmExportError: ``BAD_OPTION`` for a target that stands for more than one chip.
     """
-    if target.capability is None:
-        raise SsmExportError(
-            errors.BAD_OPTION,
-            f"the target {target.name} stands for many GPUs, kernels are compiled for one",
-            where="--target",
-            fix="ssm-export list targets; take the one of your board or card",
-        )
-    major, minor = target.capability
-    return f"{PLUGIN}-sm{major}{minor}"
+    target.one_chip()
+    return f"{PLUGIN}-{target.name}"
+
+
+def plugin_graph_name(target: Target) -> str:
+    """The file name of a target's plugin graph."""
+    return f"{UNIFIED}.{plugin_lowering(target)}.onnx"
 
 
 def plugin_graph(bundle: Bundle, target: Target, progress: Progress = SILENT) -> Path:
-    """The plugin graph of a target's chip; made from the canonical one and stored where missing.
+    """The plugin graph of a target; made from the canonical one and stored where missing.
 
     What the compiler said of every kernel is written to ``reports/kernels-<target>.json``.
 
@@ -57,14 +61,16 @@ def plugin_graph(bundle: Bundle, target: Target, progress: Progress = SILENT) ->
         return bundle.file(graphs[name])
     import onnx_ir as ir
 
-    from ssm_export.lowering import lower_for_plugin
+    from ssm_export.lowering import fuse_calls, lower_for_plugin
     from ssm_export.lowering.bodies import call_key
 
     load_plugins()
     from ssm_export_plugins import aot, model_calls
 
     try:
+        _check_triton(target, sorted(graphs))
         canonical = ir.load(bundle.graph_path("prefill", "canonical"))
+        fuse_calls(canonical)
         calls = [(spec, call) for _, spec, call in model_calls.model_calls(canonical)]
         compiled = aot.compile_calls(calls, aot.chip_of(target), progress=progress)
         blobs = {
@@ -74,7 +80,7 @@ def plugin_graph(bundle: Bundle, target: Target, progress: Progress = SILENT) ->
         lowered = lower_for_plugin(
             canonical, lambda spec, call: blobs[call_key(spec.name, call)]
         ).model
-        graphs[name] = store_graph(bundle, lowered, f"{UNIFIED}.{name}.onnx")
+        graphs[name] = store_graph(bundle, lowered, plugin_graph_name(target))
     finally:
         if not graphs:
             del bundle.manifest.graphs[UNIFIED]
@@ -89,6 +95,23 @@ def plugin_graph(bundle: Bundle, target: Target, progress: Progress = SILENT) ->
     return bundle.file(graphs[name])
 
 
+def _check_triton(target: Target, held: list[str]) -> None:
+    """Where kernels have to be compiled and cannot be, say which ones the bundle has."""
+    from ssm_export_plugins import aot
+
+    try:
+        aot.triton_version()
+    except SsmExportError as error:
+        if held:
+            have = ", ".join(name.removeprefix(f"{PLUGIN}-") for name in held)
+            error.why = f"the bundle holds kernels for {have} and none for {target.name}"
+            error.fix += (
+                f"; or make them on a workstation: ssm-export export CHECKPOINT -o BUNDLE "
+                f"--lowering plugin --target {target.name}"
+            )
+        raise
+
+
 def plugin_nodes(model: onnx.ModelProto) -> int:
     """How many nodes of a graph must become plugins."""
     from ssm_export.lowering import PLUGIN_DOMAIN
@@ -97,7 +120,11 @@ def plugin_nodes(model: onnx.ModelProto) -> int:
 
 
 def find_library() -> Path | None:
-    """The plugin library on this machine, None where it was not built."""
+    """The plugin library on this machine, None where it was not built.
+
+    Raises:
+        SsmExportError: ``PLUGIN_LIBRARY`` where ``SSM_EXPORT_PLUGIN_LIBRARY`` names no file.
+    """
     load_plugins()
     from ssm_export_plugins.library import find_library as find
 
@@ -106,7 +133,12 @@ def find_library() -> Path | None:
 
 
 def require_library() -> Path:
-    """The plugin library; ``PLUGIN_LIBRARY`` with what builds it where it is missing."""
+    """The plugin library, for this machine by its ELF header; it is not loaded.
+
+    Raises:
+        SsmExportError: ``PLUGIN_LIBRARY`` with what builds it where there is none, where
+            ``SSM_EXPORT_PLUGIN_LIBRARY`` names no file, or one for another architecture.
+    """
     found = find_library()
     if found is None:
         raise SsmExportError(
@@ -115,4 +147,7 @@ def require_library() -> Path:
             fix="build it (plugins/tensorrt/README.md has the command) and set "
             "SSM_EXPORT_PLUGIN_LIBRARY to its path; or build with --lowering native",
         )
+    from ssm_export_plugins.library import check_library
+
+    check_library(found)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ssm_export import errors
 from ssm_export.bundle import FORMS, UNIFIED, Bundle
@@ -13,8 +13,12 @@ from ssm_export.engines._graphs import graph_ports, load_graph, refuse_unbuildab
 from ssm_export.engines._ports import Port
 from ssm_export.engines._trt_profile import Ranges, trtexec_command
 from ssm_export.errors import SsmExportError
+from ssm_export.machine import machine_platform
 from ssm_export.progress import SILENT, Progress
 from ssm_export.targets import Target
+
+if TYPE_CHECKING:
+    import onnx
 
 NATIVE: Final = "native"
 BUILD_LOWERINGS: Final = (NATIVE, _plugins.PLUGIN)
@@ -26,7 +30,7 @@ class Source:
 
     Attributes:
         form: ``step``, ``prefill``, or ``unified`` for both.
-        lowering: ``native`` or ``plugin-sm<NN>``.
+        lowering: ``native`` or ``plugin-<target>``.
         graph: the ONNX file; its weights are beside it.
         ports: its inputs.
         profiles: one range of sizes per optimization profile, the widest last.
@@ -80,20 +84,11 @@ def sources(
             and what compiling kernels raises.
     """
     if _wants_plugins(bundle, target, kind, lowering):
+        if version is None:
+            return [_planned(bundle, target, ranges)]
+        library = _plugins.require_library()
         path = _plugins.plugin_graph(bundle, target, progress)
-        model = load_graph(path)
-        one_token = replace(ranges, time=(1, 1, 1))
-        return [
-            Source(
-                UNIFIED,
-                _plugins.plugin_lowering(target),
-                path,
-                graph_ports(model)[0],
-                (one_token, ranges),
-                _plugins.find_library() if version is None else _plugins.require_library(),
-                _plugins.plugin_nodes(model),
-            )
-        ]
+        return [_unified(target, ranges, path, load_graph(path), library)]
     found = []
     for form in FORMS:
         path = native_graph(bundle, form)
@@ -110,12 +105,40 @@ def sources(
     return found
 
 
+def _planned(bundle: Bundle, target: Target, ranges: Ranges) -> Source:
+    """The plugin graph where it is or will be, for a command that is shown: nothing is compiled.
+
+    The library is the one here where it could run there, and else its bare name.
+    """
+    path = bundle.path / "onnx" / _plugins.plugin_graph_name(target)
+    canonical = load_graph(bundle.graph_path("prefill", "canonical"))
+    here = target.platform in ("", machine_platform())
+    library = (_plugins.find_library() if here else None) or Path(_plugins.LIBRARY)
+    return _unified(target, ranges, path, canonical, library)
+
+
+def _unified(
+    target: Target, ranges: Ranges, path: Path, model: onnx.ModelProto, library: Path
+) -> Source:
+    """One engine with a profile for single tokens and one for prompts."""
+    return Source(
+        UNIFIED,
+        _plugins.plugin_lowering(target),
+        path,
+        graph_ports(model)[0],
+        (replace(ranges, time=(1, 1, 1)), ranges),
+        library,
+        _plugins.plugin_nodes(model),
+    )
+
+
 def _wants_plugins(bundle: Bundle, target: Target, kind: str, lowering: str | None) -> bool:
     if lowering not in (None, *BUILD_LOWERINGS):
         what, fix = f"there are no engines from '{lowering}'", f"use {' or '.join(BUILD_LOWERINGS)}"
     elif lowering == _plugins.PLUGIN and kind != "tensorrt":
         what = f"'{kind}' runs no plugins, its parser ends the process at the first"
-        fix = "--lowering native, or --engine tensorrt on the device"
+        fix = "--lowering native, or --engine tensorrt --target TARGET on the device; "
+        fix += "ssm-export list targets has the targets"
     elif lowering is None:
         if kind != "tensorrt" or target.capability is None:
             return False

@@ -67,7 +67,11 @@ def require_packages(engine: str) -> None:
     """Raise ``MISSING_PACKAGE`` unless the engine kind's library and Polygraphy are there."""
     extra = "rtx" if engine == "tensorrt-rtx" else "tensorrt"
     if importlib.util.find_spec(module_name(engine)) is None:
-        raise missing_package(engine, extra, f"an engine of kind '{engine}'")
+        missing = missing_package(engine, extra, f"an engine of kind '{engine}'")
+        if engine == "tensorrt":
+            missing.fix += "; on a Jetson it comes with JetPack, and a virtual environment sees it "
+            missing.fix += "with --system-site-packages"
+        raise missing
     if importlib.util.find_spec("polygraphy") is None:
         raise missing_package("polygraphy", extra, "building an engine")
 

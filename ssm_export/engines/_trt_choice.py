@@ -9,8 +9,8 @@ from ssm_export import errors
 from ssm_export.bundle import UNIFIED, Bundle, EngineEntry, sha256
 from ssm_export.engines import _plugins
 from ssm_export.engines._trt_build import module_name, require_packages
-from ssm_export.engines.tensorrt import machine_platform
 from ssm_export.errors import SsmExportError
+from ssm_export.machine import machine_platform
 
 
 def choose_engines(

@@ -85,7 +85,7 @@ def trtexec_command(
     words = ["tensorrt_rtx" if kind == "tensorrt-rtx" else "trtexec"]
     words += [f"--onnx={graph}", f"--saveEngine={output}", "--skipInference"]
     if library is not None:
-        words.append(f"--dynamicPlugins={library}")
+        words.append(f"--staticPlugins={library}")
     for number, shapes in enumerate(profiles):
         words += [f"--profile={number}"] if len(profiles) > 1 else []
         for flag, index in (("min", 0), ("opt", 1), ("max", 2)):

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from ssm_export import machine
 from ssm_export.engines import available_runners
+from ssm_export.errors import SsmExportError
 from ssm_export.machine import gpu_names, installed_version, run_tool
 
 PACKAGES: Final = {
@@ -157,13 +158,19 @@ def _runners() -> list[Probe]:
 
 def _plugin_library() -> tuple[bool, str]:
     """The library that runs scans inside TensorRT; the dynamic linker has to take it too."""
-    from ssm_export.engines._plugins import find_library
+    from ssm_export.engines._plugins import find_library, require_library
 
-    library = find_library()
-    if library is None:
-        return False, "not built; plugins/tensorrt/README.md has the command"
-    ctypes.CDLL(str(library))
-    return True, str(library)
+    try:
+        if find_library() is None:
+            return False, "not built; plugins/tensorrt/README.md has the command"
+        path = require_library()
+    except SsmExportError as error:
+        return False, str(error)
+    ctypes.CDLL(str(path))
+    from ssm_export_plugins.library import architecture, tensorrt_version
+
+    release = tensorrt_version(path) or "a release that it does not name"
+    return True, f"{path} ({architecture(path)}, built for TensorRT {release})"
 
 
 def _try_build() -> tuple[bool, str]:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -39,7 +37,7 @@ from ssm_export.engines._trt_build import (
 )
 from ssm_export.engines._trt_profile import Ranges
 from ssm_export.errors import SsmExportError
-from ssm_export.machine import find_gpus, installed_version
+from ssm_export.machine import find_gpus, installed_version, machine_platform
 from ssm_export.progress import SILENT, Progress
 from ssm_export.targets import ENGINE_KINDS, Target, get_target
 
@@ -120,10 +118,11 @@ def build(
     goal = target if isinstance(target, Target) else get_target(target)
     kind = engine or goal.engines[0]
     _check_kind(kind, goal, opened)
-    require_packages(kind)
     gpus = [gpu.compute_capability for gpu in find_gpus()]
     if kind == "tensorrt":
+        # What is to be done elsewhere is said before what would be missing here.
         _check_gpu(goal, gpus)
+    require_packages(kind)
     version = installed_version(_distribution(kind))
 
     found = sources(opened, goal, kind, lowering, ranges, version, progress)
@@ -193,12 +192,6 @@ def trtexec_commands(
     kind = engine or goal.engines[0]
     _check_kind(kind, goal, bundle)
     return _commands(bundle, goal, kind, sources(bundle, goal, kind, lowering, ranges))
-
-
-def machine_platform() -> str:
-    """Operating system and machine as the manifest has them, such as ``linux-aarch64``."""
-    system = "windows" if sys.platform == "win32" else platform.system().lower()
-    return f"{system}-{platform.machine().lower()}"
 
 
 def mark_ran(bundle: Bundle, engine: EngineEntry, device: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from ssm_export import errors
 from ssm_export.bundle import MANIFEST, Bundle, EngineEntry, StateSpec
 from ssm_export.errors import SsmExportError
+from ssm_export.inspection.packs import PACK_SUFFIX, PackFacts, read_pack
 
 if TYPE_CHECKING:
     import onnx
@@ -81,12 +82,13 @@ class InspectReport:
 
     Attributes:
         path: that was inspected.
-        kind: ``bundle``, ``onnx``, ``engine`` or ``checkpoint``.
+        kind: ``bundle``, ``onnx``, ``engine``, ``kernels`` or ``checkpoint``.
         facts: what there is to say in single values: family, sizes, precision, lowering, …
         states, graphs: of a bundle; an ONNX file has one graph.
         engines: of a bundle, or the one that was inspected.
         parity: recorded vectors, the worst errors measured, and the last verify report's checks.
         tensors: of a checkpoint: count, parameters and bytes by type.
+        packs: of a file of kernel images: one for each operator call.
     """
 
     path: str
@@ -98,6 +100,7 @@ class InspectReport:
     engines: tuple[EngineEntry, ...] = ()
     parity: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Any] = field(default_factory=dict)
+    packs: tuple[PackFacts, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The members of the ``ssm-export/inspect@1`` document."""
@@ -111,11 +114,12 @@ class InspectReport:
 
 
 def inspect(path: str | os.PathLike[str]) -> InspectReport:
-    """Say what is at ``path``: a bundle, a checkpoint folder, an ONNX file or an engine.
+    """Say what is at ``path``: a bundle, a checkpoint folder, an ONNX file, an engine or kernels.
 
     Raises:
         SsmExportError: ``NO_SUCH_PATH``; ``NOT_A_BUNDLE`` for a folder or file that is none of
-            these; ``GRAPH_INVALID`` for an ONNX file that cannot be read.
+            these; ``GRAPH_INVALID`` for an ONNX file that cannot be read;
+            ``BAD_KERNEL_IMAGE`` for a damaged ``.ssmk`` file.
     """
     place = Path(path)
     if not place.exists():
@@ -133,12 +137,14 @@ def inspect(path: str | os.PathLike[str]) -> InspectReport:
         return InspectReport(str(place), "onnx", graph.bytes, facts, graphs=(graph,))
     elif place.suffix in ENGINE_SUFFIXES:
         return _engine(place)
+    elif place.suffix == PACK_SUFFIX:
+        return _kernels(place)
     raise SsmExportError(
         errors.NOT_A_BUNDLE,
-        "it is neither a bundle, a checkpoint folder, an .onnx file nor an engine",
+        "it is neither a bundle, a checkpoint folder, an .onnx file, an engine nor kernels",
         where=str(place),
         fix=f"a bundle has {MANIFEST}, a checkpoint config.json, an engine ends in "
-        + " or ".join(ENGINE_SUFFIXES),
+        f"{' or '.join(ENGINE_SUFFIXES)}, kernels in {PACK_SUFFIX}",
     )
 
 
@@ -262,6 +268,18 @@ def _engine(path: Path) -> InspectReport:
                 facts["note"] = "the manifest of the bundle does not name it"
             break
     return InspectReport(str(path), "engine", path.stat().st_size, facts, engines=engines)
+
+
+def _kernels(path: Path) -> InspectReport:
+    packs = read_pack(path)
+    chips = {image.compute_capability: None for pack in packs for image in pack.images}
+    made = {(pack.ssm_export, pack.triton): None for pack in packs}
+    facts = {
+        "operators": sorted({pack.op for pack in packs}),
+        "compute_capabilities": list(chips),
+        "made": [{"ssm_export": ours, "triton": triton} for ours, triton in made],
+    }
+    return InspectReport(str(path), "kernels", path.stat().st_size, facts, packs=packs)
 
 
 def _checkpoint(folder: Path) -> InspectReport:

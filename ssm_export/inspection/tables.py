@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
 from ssm_export.report.tables import plain, shape, size, table
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from ssm_export.inspection.inspector import GraphFacts, InspectReport, StateFacts
+    from ssm_export.inspection.packs import PackFacts
 
 _ABOUT: Final = ("family", "precision", "state_dtype", "logits", "ragged", "verified", "note")
 _MOST_OPS: Final = 8
@@ -30,6 +31,8 @@ def inspect_tables(report: InspectReport) -> RenderableType:
         parts += [_ports(report.graphs[0])] if report.kind == "onnx" else []
     if report.engines:
         parts.append(_engines(report))
+    if report.packs:
+        parts.append(_packs(report.packs))
     if report.parity.get("last_verify"):
         parts.append(_verify(report.parity["last_verify"]))
     if report.tensors.get("files"):
@@ -54,6 +57,10 @@ def _tree(report: InspectReport) -> RenderableType:
         tree.add(f"lowering: {plain(str(lowering.get('chosen')) + why)}")
     if weights := facts.get("weights"):
         tree.add(f"weights: {plain(weights['path'])}, {size(weights['bytes'])}")
+    if report.packs:
+        tree.add(f"compute capability: {', '.join(facts['compute_capabilities'])}")
+        made = (f"ssm-export {m['ssm_export']}, Triton {m['triton']}" for m in facts["made"])
+        tree.add(plain(f"made with: {'; '.join(made)}"))
     if "state_bytes_per_row" in facts:
         tree.add(f"state: {size(facts['state_bytes_per_row'])} per batch row")
     if parameters := report.tensors.get("parameters"):
@@ -113,7 +120,7 @@ def _ports(graph: GraphFacts) -> RenderableType:
     if len(rows) > 2 * _MOST_ROWS:
         hidden = len(rows) - 2 * _MOST_ROWS
         rows = [*rows[:_MOST_ROWS], ("…", f"{hidden} more", ""), *rows[-_MOST_ROWS:]]
-    return table("Inputs and outputs", ("", "name", "type"), rows)
+    return table("Inputs and outputs", ("", "name!", "type"), rows)
 
 
 def _engines(report: InspectReport) -> RenderableType:
@@ -129,8 +136,23 @@ def _engines(report: InspectReport) -> RenderableType:
         )
         for engine in report.engines
     ]
-    heads = ("form", "target", "engine", "size>", "versions", "platform", "")
+    heads = ("form", "target!", "engine!", "size>", "versions", "platform", "")
     return table("Engines", heads, rows)
+
+
+def _packs(packs: Sequence[PackFacts]) -> RenderableType:
+    rows: list[tuple[str, ...]] = []
+    for pack in packs:
+        calls = [f"{pack.op} {pack.version}", f"  {next(iter(pack.inputs.values()))}"]
+        for call, image in zip_longest(calls, pack.images, fillvalue=None):
+            cells: tuple[str, ...] = ("",) * 6
+            if image is not None:
+                numbers = (image.registers, image.shared, image.threads)
+                chip = f"{image.compute_capability} {image.kind}"
+                cells = (plain(image.name), chip, *map(str, numbers), size(image.bytes))
+            rows.append((plain(call or ""), *cells))
+    heads = ("operator, first input", "kernel!", "chip!", "registers>", "shared>", "threads>")
+    return table("Kernels", (*heads, "size>"), rows)
 
 
 def _verify(last: Mapping[str, Any]) -> RenderableType:

@@ -4,33 +4,105 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table
 
 _PARTS: Final = " ▏▎▍▌▋▊▉█"
+_WORDS: Final = (17, 13, 6)
+"""Letters up to which words stay whole: the first for which the terminal is wide enough."""
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table for the terminal.
+@dataclass(frozen=True)
+class Sheet:
+    """A table of :func:`table`, laid out for the width it is printed at."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        around = 2 * len(self.columns)
+        widths = self._widths(options.max_width - around)
+        needed = max(options.max_width, sum(widths) + around)
+        yield from console.render(self._made(widths), options.update(width=needed))
+
+    def _widths(self, room: int) -> list[int]:
+        """The width of each column: the widest that may be folded give way until all have room."""
+        from rich.text import Text
+
+        heads = [Text(column.rstrip(">!")) for column in self.columns]
+        cells = [
+            [head, *(Text.from_markup(row[at]) for row in self.rows)]
+            for at, head in enumerate(heads)
+        ]
+        natural = [max(cell.cell_len for cell in column) for column in cells]
+        words = [
+            max((len(word) for cell in column for word in cell.plain.split()), default=0)
+            for column in cells
+        ]
+        widths = natural
+        for letters in _WORDS:
+            least = [
+                wide if _is_whole(at, self.columns[at]) else min(word, letters)
+                for at, (wide, word) in enumerate(zip(natural, words, strict=True))
+            ]
+            widths = list(natural)
+            while sum(widths) > room and widths != least:
+                widest = max(
+                    (at for at, width in enumerate(widths) if width > least[at]),
+                    key=widths.__getitem__,
+                )
+                widths[widest] -= 1
+            if sum(widths) <= room:
+                break
+        return widths
+
+    def _made(self, widths: Sequence[int]) -> Table:
+        from rich import box
+        from rich.table import Table
+
+        made = Table(
+            title=plain(self.title),
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        for at, (column, width) in enumerate(zip(self.columns, widths, strict=True)):
+            made.add_column(
+                column.rstrip(">!"),
+                justify="right" if column.endswith(">") else "left",
+                overflow="fold",
+                no_wrap=_is_whole(at, column),
+                min_width=width,
+                max_width=width,
+            )
+        for row in self.rows:
+            made.add_row(*row)
+        return made
+
+
+def _is_whole(at: int, column: str) -> bool:
+    return at == 0 or column.endswith((">", "!"))
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Sheet:
+    """A table for the terminal, of which nothing is ever cut.
+
+    The first column, numbers and names stay on one line, even where that makes the table wider
+    than the terminal (print it with ``crop=False``); what is too long elsewhere is folded.
 
     Args:
         title: above it.
-        columns: their heads; one that ends in ``>`` is set flush right.
+        columns: their heads; one that ends in ``>`` is set flush right and holds numbers, one that
+            ends in ``!`` holds names.
         rows: cells in rich markup; pass foreign text through :func:`plain`.
     """
-    from rich import box
-    from rich.table import Table
-
-    made = Table(title=plain(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        right = column.endswith(">")
-        made.add_column(column.removesuffix(">"), justify="right" if right else "left")
-    for row in rows:
-        made.add_row(*row)
-    return made
+    return Sheet(title, tuple(columns), tuple(map(tuple, rows)))
 
 
 def plain(text: str) -> str:
@@ -45,7 +117,7 @@ def render(renderable: RenderableType, width: int = 100) -> str:
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
-    console.print(renderable)
+    console.print(renderable, crop=False)
     file = console.file
     assert isinstance(file, io.StringIO)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).rstrip() + "\n"

@@ -57,9 +57,10 @@ def test_the_document_and_the_file(ssm_export: Run, graph: Path, tmp_path: Path)
     (section,) = container.read(data)
     assert [o.shape[:2] for o in section.inputs[:1]] == [("B", "T")]
 
-    again = ssm_export(*words, "--json")
-    assert (again.status, again.document["error"]["code"]) == (2, "SSM-E102")
-    assert output.read_bytes() == data
+    again = ssm_export(*words, "--json")  # without PTX: the file is replaced
+    assert again.status == 0, again.stderr
+    assert len(output.read_bytes()) == again.document["bytes"] < len(data)
+    assert [path.name for path in output.parent.iterdir()] == ["conv.ssmk"]
 
 
 def test_the_table(ssm_export: Run, graph: Path) -> None:
@@ -68,6 +69,67 @@ def test_the_table(ssm_export: Run, graph: Path) -> None:
     for word in ("rtx-ada", "8.9", "causal_conv1d_prefill", "registers", "spilled", "32x128"):
         assert word in done.stdout
     assert done.last_line.startswith("PASSED  ")
+
+
+def test_outputs_that_cannot_be_written(ssm_export: Run, graph: Path, tmp_path: Path) -> None:
+    notes, folder = tmp_path / "notes.txt", tmp_path / "folder"
+    notes.write_text("kept")
+    folder.mkdir()
+    pack = folder / "old.ssmk"
+    pack.write_bytes(b"SSMKRN01")
+    refused = [
+        (notes, "SSM-E102", str(notes)),
+        (folder, "SSM-E101", f"-o {folder / 'kernels.ssmk'}"),
+        (pack / "x.ssmk", "SSM-E101", f"'{pack}' is a file"),
+    ]
+    if Path("/proc").is_dir():  # where not even root may write
+        refused.append((Path("/proc/x.ssmk"), "SSM-E106", "/proc/x.ssmk"))
+    for output, code, named in refused:
+        done = ssm_export("kernels", graph, "--target", "h100", "-o", output, "--json")
+        error = done.document["error"]
+        assert (done.status, error["code"]) == (2, code), error
+        assert named in error["what"] + error["fix"]
+        assert "remove" not in error["fix"]
+    assert notes.read_text() == "kept"
+    assert pack.read_bytes() == b"SSMKRN01"
+    assert [path.name for path in folder.iterdir()] == ["old.ssmk"]
+
+
+def test_a_graph_that_carries_its_kernels(ssm_export: Run, tmp_path: Path) -> None:
+    value = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1]))
+    node = ir.node("SsdScan", [value], {"kernels": "U1NN"}, domain="ssm_export.plugin")
+    opsets = {"": 20, "ssm_export.plugin": 1}
+    made = ir.Graph([value], node.outputs, nodes=[node], opset_imports=opsets, name="made")
+    ir.save(ir.Model(made, ir_version=10), tmp_path / "unified.onnx")
+    done = ssm_export("kernels", tmp_path / "unified.onnx", "--target", "h100", "--json")
+    assert done.document["error"]["code"] == "SSM-E303"
+    assert "its 1 scans carry their kernels already" in done.document["error"]["what"]
+
+
+def test_inspect_shows_what_a_pack_holds(ssm_export: Run, graph: Path, tmp_path: Path) -> None:
+    pack = tmp_path / "conv.ssmk"
+    words = ("kernels", graph, "--target", "jetson-orin-nano", "-o", pack, "--json")
+    compiled = ssm_export(*words).document["operators"][0]["kernels"]
+    document = ssm_export("inspect", pack, "--json").document
+    assert document["kind"] == "kernels"
+    assert document["facts"]["compute_capabilities"] == ["8.7"]
+    (call,) = document["packs"]
+    assert call["op"] == "CausalConv1d"
+    for mine, theirs in (("name", "name"), ("registers", "registers"), ("shared", "shared")):
+        assert sorted(i[mine] for i in call["images"]) == sorted(k[theirs] for k in compiled)
+    shown = ssm_export("inspect", pack).stdout
+    for word in ("CausalConv1d 1", "causal_conv1d_prefill", "8.7 cubin", "registers", "Triton"):
+        assert word in shown
+    pack.write_bytes(pack.read_bytes()[:-9])
+    done = ssm_export("inspect", pack, "--json")
+    assert (done.status, done.document["error"]["code"]) == (1, "SSM-E307")
+    assert done.document["error"]["where"] == str(pack)
+
+
+def test_without_a_target_the_list_is_named(ssm_export: Run, graph: Path) -> None:
+    assert (
+        "ssm-export list targets" in ssm_export("kernels", graph, "--json").document["error"]["fix"]
+    )
 
 
 def test_what_is_refused(ssm_export: Run, graph: Path, tmp_path: Path) -> None:

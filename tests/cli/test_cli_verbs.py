@@ -123,6 +123,51 @@ def test_build_show_trtexec_builds_nothing(ssm_export: Run, bundle: Path) -> Non
     assert not (bundle / "engines").exists()
 
 
+def test_shown_commands_can_be_pasted(ssm_export: Run, bundle: Path) -> None:
+    words = ("build", bundle, "--show-trtexec")
+    commands = ssm_export(*words, "--json").document["commands"]
+    assert ssm_export(*words).stdout == "".join(f"{line}\n" for line in commands.values())
+    assert max(map(len, commands.values())) > 200  # so there was something to wrap
+
+
+def test_the_prompt_comes_with_the_tokens(ssm_export: Run, bundle: Path) -> None:
+    done = ssm_export("generate", bundle, "def", "--runner", "tensorrt-rtx")
+    assert done.status != 0
+    assert done.stdout == ""
+
+
+def test_an_error_after_tokens_begins_a_line(
+    ssm_export: Run, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssm_export import api
+
+    def breaks(bundle: Path, prompt: str, *, stream: Callable[[str], None], **_: object) -> None:
+        stream(" x")
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(api, "generate", breaks)
+    monkeypatch.setattr("tempfile.tempdir", str(bundle.parent))
+    done = ssm_export("generate", bundle, "def")
+    assert (done.status, done.stdout) == (1, "def x\n")
+
+
+@pytest.mark.parametrize("columns", [None, "40", "200"])
+def test_names_are_never_cut(
+    ssm_export: Run, monkeypatch: pytest.MonkeyPatch, columns: str | None
+) -> None:
+    if columns is None:
+        monkeypatch.delenv("COLUMNS", raising=False)
+    else:
+        monkeypatch.setenv("COLUMNS", columns)
+    items = ssm_export("list", "targets", "--json").document["items"]
+    shown = ssm_export("list", "targets").stdout
+    assert {item["name"] for item in items} <= set(shown.split())
+    assert "…" not in shown
+    widest = max(map(len, shown.splitlines()))
+    assert columns == "40" or widest <= int(columns or 110)
+    assert columns != "200" or widest > 110
+
+
 def test_build(ssm_export: Run, bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     copy = tmp_path / "bundle"

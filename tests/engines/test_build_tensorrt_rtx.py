@@ -279,6 +279,8 @@ def test_without_the_package_the_extra_is_named(toy, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if "tensorrt" in name else find(name, *a)
     )
+    # A machine with the GPU of the second target, or else that would be said first.
+    monkeypatch.setattr(tensorrt, "_check_gpu", lambda target, gpus: None)
     for target, extra in (("rtx-any", "rtx"), ("jetson-thor", "tensorrt")):
         with pytest.raises(SsmExportError, match=rf"ssm-export\[{extra}\]") as caught:
             build(toy.bundle, target)
@@ -286,8 +288,7 @@ def test_without_the_package_the_extra_is_named(toy, monkeypatch):
 
 
 @pytest.mark.skipif(bool(find_gpus()), reason="this machine has a GPU")
-def test_full_tensorrt_builds_on_the_device_only(toy, monkeypatch):
-    monkeypatch.setattr(tensorrt, "require_packages", lambda kind: None)
+def test_full_tensorrt_builds_on_the_device_only(toy):
     with pytest.raises(SsmExportError, match="copy the bundle there") as caught:
         build(toy.bundle, "jetson-agx-orin")
     assert caught.value.code == errors.NO_GPU

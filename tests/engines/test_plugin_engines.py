@@ -16,7 +16,7 @@ from ssm_export.engines._sources import sources
 from ssm_export.engines._trt_choice import choose_engines
 from ssm_export.engines._trt_profile import Ranges
 from ssm_export.errors import SsmExportError
-from ssm_export.exporter import ExportOptions
+from ssm_export.exporter import ExportOptions, export
 from ssm_export.lowering import PLUGIN_DOMAIN
 from ssm_export.resources import load_plugins
 from ssm_export.targets import get_target
@@ -53,15 +53,27 @@ def no_library(monkeypatch):
 
 
 def test_export_writes_the_graph_beside_native_ones(exported):
-    assert set(exported.manifest.graphs[UNIFIED]) == {"plugin-sm87"}
+    assert set(exported.manifest.graphs[UNIFIED]) == {"plugin-jetson-agx-orin"}
     assert exported.manifest.lowering["chosen"] == "native"
     assert exported.manifest.verified
-    model = onnx.load(exported.graph_path(UNIFIED, "plugin-sm87"), load_external_data=False)
+    model = onnx.load(
+        exported.graph_path(UNIFIED, "plugin-jetson-agx-orin"), load_external_data=False
+    )
     assert _plugins.plugin_nodes(model) == sum(n.domain == PLUGIN_DOMAIN for n in model.graph.node)
-    assert _plugins.plugin_nodes(model) == 6, "a convolution and a scan in each of three layers"
+    assert _plugins.plugin_nodes(model) == 3, "each of three layers is one node"
     weights = {t.external_data[0].value for t in model.graph.initializer if t.external_data}
     assert weights == {"weights.data"}
     assert (exported.path / "reports" / "kernels-jetson-agx-orin.json").is_file()
+
+
+def test_export_says_that_the_plugin_graph_was_not_run(tiny_checkpoint, tmp_path):
+    pytest.importorskip("triton", reason="triton is not installed")
+    options = ExportOptions(lowering="plugin", target="h100", parity="quick", verify=False)
+    report = export(tiny_checkpoint("mamba2"), tmp_path / "bundle", options)
+    (note,) = (note for note in report.notes if "plugin" in note)
+    assert "unified.plugin-h100.onnx" in note
+    assert "not run" in note
+    assert "--runner tensorrt" in note
 
 
 def test_the_stored_kernels_are_those_of_the_target(exported):
@@ -70,7 +82,9 @@ def test_the_stored_kernels_are_those_of_the_target(exported):
 
     from ssm_export_plugins.container import read
 
-    model = onnx.load(exported.graph_path(UNIFIED, "plugin-sm87"), load_external_data=False)
+    model = onnx.load(
+        exported.graph_path(UNIFIED, "plugin-jetson-agx-orin"), load_external_data=False
+    )
     for node in (n for n in model.graph.node if n.domain == PLUGIN_DOMAIN):
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         (section,) = read(base64.b64decode(attributes["kernels"]))
@@ -84,10 +98,10 @@ def test_a_board_without_triton_takes_the_stored_graph(bundle, monkeypatch):
     from ssm_export_plugins import aot
 
     monkeypatch.setattr(aot, "compile_calls", lambda *a, **k: pytest.fail("compiled again"))
-    assert plugin_graph(bundle, ORIN) == bundle.graph_path(UNIFIED, "plugin-sm87")
+    assert plugin_graph(bundle, ORIN) == bundle.graph_path(UNIFIED, "plugin-jetson-agx-orin")
 
 
-def test_without_triton_another_target_names_the_extra(bundle, monkeypatch):
+def test_without_triton_another_target_names_the_extra_and_what_there_is(bundle, monkeypatch):
     load_plugins()
     from ssm_export_plugins import aot
 
@@ -96,16 +110,44 @@ def test_without_triton_another_target_names_the_extra(bundle, monkeypatch):
 
     monkeypatch.setattr(aot, "triton_version", missing)
     before = sorted(bundle.path.rglob("*"))
-    with pytest.raises(SsmExportError, match=r"ssm-export\[kernels\]"):
+    with pytest.raises(SsmExportError, match=r"ssm-export\[kernels\]") as caught:
         plugin_graph(bundle, get_target("h100"))
+    assert "holds kernels for jetson-agx-orin and none for h100" in str(caught.value)
+    assert "--lowering plugin --target h100" in str(caught.value)
     assert sorted(bundle.path.rglob("*")) == before
+
+
+def test_boards_of_one_chip_have_a_graph_each(bundle):
+    """Kernels are cut for the number of multiprocessors: an Orin Nano has half of an AGX's."""
+    nano = get_target("jetson-orin-nano")
+    assert nano.capability == ORIN.capability
+    assert plugin_graph(bundle, nano) != plugin_graph(bundle, ORIN)
+    assert set(bundle.manifest.graphs[UNIFIED]) == {
+        "plugin-jetson-agx-orin",
+        "plugin-jetson-orin-nano",
+    }
+
+
+def test_showing_a_command_makes_nothing(bundle, library):
+    before = {path: path.stat().st_mtime_ns for path in bundle.path.rglob("*")}
+    commands = tensorrt.trtexec_commands(bundle, "h100", "tensorrt", lowering="plugin")
+    assert "unified.plugin-h100.onnx" in commands[UNIFIED]
+    assert f"--staticPlugins={library}" in commands[UNIFIED]
+    assert {path: path.stat().st_mtime_ns for path in bundle.path.rglob("*")} == before
+
+
+def test_a_command_for_another_platform_has_no_path_of_this_one(bundle, library):
+    if ORIN.platform == tensorrt.machine_platform():
+        pytest.skip("this machine is of the target's platform")
+    commands = tensorrt.trtexec_commands(bundle, ORIN, "tensorrt", lowering="plugin")
+    assert "--staticPlugins=libssm_export_plugins.so" in commands[UNIFIED].split()
 
 
 def test_one_engine_with_two_profiles(bundle, library):
     (source,) = sources(bundle, ORIN, "tensorrt", None, RANGES, "10.3.0")
-    assert (source.form, source.lowering) == (UNIFIED, "plugin-sm87")
+    assert (source.form, source.lowering) == (UNIFIED, "plugin-jetson-agx-orin")
     assert source.library == library
-    assert source.plugins == 6
+    assert source.plugins == 3
     step, prefill = source.shapes()
     assert step["input_ids"] == [[1, 1], [1, 1], [4, 1]]
     assert prefill["input_ids"] == [[1, 1], [1, 128], [4, 256]]
@@ -115,7 +157,6 @@ def test_one_engine_with_two_profiles(bundle, library):
 def test_the_command_of_the_vendors_tool_has_both_profiles(bundle, library):
     commands = tensorrt.trtexec_commands(bundle, ORIN, "tensorrt", lowering="plugin")
     words = commands[UNIFIED].split()
-    assert f"--dynamicPlugins={library}" in words
     assert [word for word in words if word.startswith("--profile=")] == [
         "--profile=0",
         "--profile=1",
@@ -195,7 +236,7 @@ def tensorrt_here(monkeypatch):
 
 
 def test_the_unified_engine_goes_before_one_per_form(bundle, tensorrt_here):
-    unified = _entry(bundle, UNIFIED, lowering="plugin-sm87", library="0" * 64)
+    unified = _entry(bundle, UNIFIED, lowering="plugin-jetson-agx-orin", library="0" * 64)
     bundle.manifest.engines = (_entry(bundle, "step"), _entry(bundle, "prefill"), unified)
     assert choose_engines(bundle, "tensorrt", (8, 7)) == {UNIFIED: unified}
     bundle.save()
@@ -249,5 +290,5 @@ def test_a_missing_library_is_an_error_before_the_engine(no_library):
 
 
 def test_the_name_of_the_lowering_is_the_chip_s():
-    assert plugin_lowering(ORIN) == "plugin-sm87"
-    assert plugin_lowering(get_target("rtx-blackwell")) == "plugin-sm120"
+    assert plugin_lowering(ORIN) == "plugin-jetson-agx-orin"
+    assert plugin_lowering(get_target("rtx-blackwell")) == "plugin-rtx-blackwell"

@@ -17,7 +17,7 @@ from one_call import make_call
 
 from ssm_export import errors
 from ssm_export.errors import SsmExportError
-from ssm_export.ops import Call, OpSpec, all_ops, get
+from ssm_export.ops import Call, OpSpec, all_ops, fused_ops, get
 from ssm_export.targets import all_targets, get_target, read_target
 from ssm_export_plugins import aot, aot_cache, container, kernels, standard
 from ssm_export_plugins.model_calls import model_calls
@@ -27,7 +27,8 @@ pytest.importorskip("triton", reason="Triton is not installed")
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CONV = get("CausalConv1d")
-OTHERS = [s for s in all_ops().values() if kernels.has_kernels(s.name) and s != CONV]
+KNOWN = (all_ops() | fused_ops()).values()
+OTHERS = [s for s in KNOWN if kernels.has_kernels(s.name) and s != CONV]
 HALF = {"T": "float16", "S": "float32"}
 by_capability = pytest.mark.parametrize(
     "capability", aot.CAPABILITIES, ids=lambda c: f"sm_{c[0]}{c[1]}"
@@ -98,6 +99,19 @@ def test_every_operator_for_every_capability(spec: OpSpec, capability: tuple[int
     calls = [(spec, typical(spec, {"T": kind, "S": "float32"})) for kind in ("float32", "bfloat16")]
     for compiled in compiled_for(capability, calls):
         check(compiled, capability)
+
+
+@pytest.mark.parametrize("capability", [(8, 7), (9, 0), (12, 0)], ids=lambda c: f"sm_{c[0]}{c[1]}")
+def test_one_launch_of_a_layer_without_spills(capability: tuple[int, int]) -> None:
+    """A token of Mamba-2 at the sizes of mamba2-2.7b, in each generation of tensor cores."""
+    spec = fused_ops()["ConvSsdScan"]
+    sizes = {"H": 80, "P": 64, "N": 128, "D": 80 * 64 + 2 * 128, "K": 4, "T": 1}
+    call = Call(frozenset(port.name for port in spec.inputs), spec.attributes, sizes, HALF)
+    (compiled,) = compiled_for(capability, [(spec, call)])
+    check(compiled, capability)
+    first = compiled.plan.cases[0].launches
+    assert [launch.kernel.name for launch in first] == ["conv_ssd_scan_step"]
+    assert {kernel["spills"] for kernel in compiled.report["kernels"]} == {0}
 
 
 def standard_calls(kind: str) -> list[tuple[OpSpec, Call]]:
@@ -293,8 +307,8 @@ def test_unknown_chips() -> None:
 
 
 # The CUDA programming guide's limits of shared memory per block, in bytes.
-SHARED = {(8, 0): 166_912, (10, 0): 232_448, (8, 6): 101_376, (8, 7): 166_912, (8, 9): 101_376, (9, 0): 232_448, (11, 0): 232_448,
-          (12, 0): 101_376}  # fmt: skip
+SHARED = {(8, 0): 166_912, (8, 6): 101_376, (8, 7): 166_912, (8, 9): 101_376, (9, 0): 232_448,
+          (10, 0): 232_448, (11, 0): 232_448, (12, 0): 101_376}  # fmt: skip
 
 
 def test_chips_of_targets(tmp_path: Path) -> None:

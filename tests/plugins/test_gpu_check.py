@@ -94,9 +94,18 @@ def test_without_a_gpu_it_says_so(capsys):
     assert "no GPU at hand" in capsys.readouterr().out
 
 
-def test_an_unknown_operator_is_refused(capsys):
-    assert command.main(["--interpret", "--op", "Nothing"]) == 2
+@pytest.mark.parametrize("mode", [[], ["--interpret"], ["--rows-only"], ["--quick"]])
+def test_an_unknown_operator_is_refused(capsys, mode):
+    assert command.main([*mode, "--op", "Nothing"]) == 2
     assert "CausalConv1d" in capsys.readouterr().err
+
+
+def test_the_rows_alone_are_printed_with_their_goals(capsys):
+    assert command.main(["--rows-only"]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    for line, row in zip(lines, report.unmeasured(rows.ROWS), strict=True):
+        found = [float(word) for word in line.split() if word.replace(".", "").isdigit()]
+        assert line.startswith(row["name"]) and (row["must"] is None or row["must"] in found)
 
 
 def test_nothing_is_timed_when_anything_is_red(capsys, monkeypatch, tmp_path):
@@ -115,7 +124,9 @@ FACTS = {"device": "GPU X", "nvidia_smi": {"clocks.sm": "1 MHz"}, "torch": "2", 
          "date": "2026-01-01"}  # fmt: skip
 
 
-@pytest.mark.parametrize("op", ["CausalConvWithState", "LinearAttention", *sorted(SMALL)])
+@pytest.mark.parametrize(
+    "op", ["CausalConvWithState", "ConvSsdScan", "LinearAttention", *sorted(SMALL)]
+)
 def test_every_operator_is_found_and_called_in_several_ways(op):
     assert op in correctness.checked_operators()
     made = list(correctness.cases(correctness.spec_of(op), correctness.FULL))

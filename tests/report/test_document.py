@@ -45,6 +45,28 @@ def test_sizes_are_decimal(count, text):
     assert size(count) == text
 
 
+LONG = "engines/jetson-orin-nano-super/prefill.engine"
+
+
+@pytest.mark.parametrize("width", [20, 60, 100, 300])
+def test_tables_cut_nothing(width):
+    words = "a sentence with Words_that_are_longer_than_any_column_could_be in it"
+    made = table("t", ("name", "text", "file!", "size>"), [(LONG, words, LONG[::-1], "1.25 MB")])
+    text = render(made, width)
+    (line,) = (line for line in text.splitlines() if LONG in line)
+    assert LONG[::-1] in line and line.endswith("1.25 MB")
+    start = line.index(LONG) + len(LONG)
+    end = line.index(LONG[::-1])
+    column = "".join(one[start:end] for one in text.splitlines()[3:])
+    assert words.replace(" ", "") in "".join(column.split())
+
+
+def test_a_table_takes_the_width_it_is_given_and_no_more():
+    made = table("t", ("name", "text"), [("scan", "seven words " * 9)])
+    for width in (30, 70):
+        assert width - 12 < max(map(len, render(made, width).splitlines())) <= width
+
+
 def test_tables_keep_foreign_brackets():
     text = render(table("t", ("name", "n>"), [(plain("logits[1, 2]"), "3")]))
     assert "logits[1, 2]" in text
