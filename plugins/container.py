@@ -21,14 +21,16 @@ this order::
     input <port> <onnx type> <size or symbol> …
     output <port> <onnx type> <size or symbol> …
     workspace <name> <bytes: expression>
+    persistent <name> <bytes>
     image <index> <entry> <cubin|ptx> <capability> <offset> <bytes> <shared memory> <threads>
           <registers> <null pointers that follow the arguments>              (one line)
     case <condition: expression>
       launch <image index>
       grid <expression>                                                      (x, y, z)
-      argument <tensor <port>|workspace <name>|int <expression>>
+      argument <tensor <port>|workspace <name>|persistent <name>|int <expression>>
     end
 
+A ``persistent`` buffer is zero when an execution context is made and belongs to it from then on.
 PTX ends with a zero byte, so that its address can be given to a driver. Where two ``image`` lines
 have one index, the loader takes the cubin of its device or else the PTX.
 """
@@ -44,7 +46,7 @@ from typing import Any, Final, TypeAlias
 from ssm_export import errors
 from ssm_export.errors import SsmExportError
 from ssm_export_plugins.expressions import OPERATIONS, Expr, parse
-from ssm_export_plugins.plan import BYTES, Dimension, Operand, Plan, Tensor, Workspace
+from ssm_export_plugins.plan import BYTES, Dimension, Operand, Persistent, Plan, Tensor, Workspace
 
 MAGIC: Final = b"SSMKRN01"
 ALIGNMENT: Final = 64
@@ -86,7 +88,14 @@ class Scratch:
     name: str
 
 
-StoredArgument: TypeAlias = "Tensor | Scratch | Expr"
+@dataclass(frozen=True)
+class Kept:
+    """A persistent buffer as a kernel argument, by its name."""
+
+    name: str
+
+
+StoredArgument: TypeAlias = "Tensor | Scratch | Kept | Expr"
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,7 @@ class Section:
         attributes: name to int, float or text.
         inputs, outputs: operands in the order of the plugin's inputs and outputs.
         workspaces: name to bytes.
+        persistents: name to bytes.
         images: the kernels.
         cases: tried in order.
     """
@@ -127,6 +137,7 @@ class Section:
     inputs: tuple[Operand, ...]
     outputs: tuple[Operand, ...]
     workspaces: Mapping[str, Expr]
+    persistents: Mapping[str, int]
     images: tuple[Image, ...]
     cases: tuple[StoredCase, ...]
 
@@ -142,6 +153,8 @@ def section_of(plan: Plan, images: Sequence[Image], made: tuple[str, str]) -> Se
     index = {kernel.key: i for i, kernel in enumerate(plan.kernels())}
 
     def stored(argument: Any) -> StoredArgument:
+        if isinstance(argument, Persistent):
+            return Kept(argument.name)
         return Scratch(argument.name) if isinstance(argument, Workspace) else argument
 
     return Section(
@@ -152,6 +165,7 @@ def section_of(plan: Plan, images: Sequence[Image], made: tuple[str, str]) -> Se
         inputs=plan.inputs,
         outputs=plan.outputs,
         workspaces={space.name: space.elements * BYTES[space.type] for space in plan.workspaces()},
+        persistents={one.name: one.elements * BYTES[one.type] for one in plan.persistents()},
         images=tuple(images),
         cases=tuple(
             StoredCase(
@@ -175,6 +189,7 @@ def write(section: Section) -> bytes:
     for word, operands in (("input", section.inputs), ("output", section.outputs)):
         lines += [" ".join(map(str, (word, o.name, o.type, *o.shape))) for o in operands]
     lines += [f"workspace {name} {size}" for name, size in section.workspaces.items()]
+    lines += [f"persistent {name} {size}" for name, size in section.persistents.items()]
     data = bytearray()
     for image in section.images:
         data += bytes(-len(data) % ALIGNMENT)
@@ -256,17 +271,19 @@ class _Header:
         inputs = tuple(self._operand("input") for _ in self._while("input"))
         outputs = tuple(self._operand("output") for _ in self._while("output"))
         workspaces = dict(self._workspace() for _ in self._while("workspace"))
+        persistents = dict(self._persistent() for _ in self._while("persistent"))
         images = tuple(self._image() for _ in self._while("image"))
         ports = {operand.name for operand in (*inputs, *outputs)}
         indices = {image.index for image in images}
-        cases = tuple(self._case(ports, set(workspaces), indices) for _ in self._while("case"))
+        buffers = (set(workspaces), set(persistents))
+        cases = tuple(self._case(ports, buffers, indices) for _ in self._while("case"))
         if self._at != len(self._lines):
             raise ValueError(f"'{self._lines[self._at]}' is out of place")
         if not (inputs and outputs and cases):
             raise ValueError("it has no inputs, outputs or cases")
         return Section(
-            op, int(version), (made[0], made[1]), attributes, inputs, outputs, workspaces, images,
-            cases,
+            op, int(version), (made[0], made[1]), attributes, inputs, outputs, workspaces,
+            persistents, images, cases,
         )  # fmt: skip
 
     def _next(self, word: str) -> str:
@@ -304,6 +321,12 @@ class _Header:
         name, expression = self._next("workspace").split(" ", 1)
         return name, self._expression(expression)
 
+    def _persistent(self) -> tuple[str, int]:
+        name, size = self._words("persistent", 2)
+        if not size.isdigit() or int(size) == 0:
+            raise ValueError(f"'{size}' is no number of bytes")
+        return name, int(size)
+
     def _image(self) -> Image:
         index, entry, kind, *rest = self._words("image", 10)
         capability, offset, size, shared, threads, registers, extra = map(int, rest)
@@ -314,7 +337,9 @@ class _Header:
         code = self._images[offset : offset + size]
         return Image(int(index), entry, kind, capability, code, shared, threads, registers, extra)
 
-    def _case(self, ports: set[str], workspaces: set[str], images: set[int]) -> StoredCase:
+    def _case(
+        self, ports: set[str], buffers: tuple[set[str], set[str]], images: set[int]
+    ) -> StoredCase:
         when = self._expression(self._next("case"))
         launches = []
         for _ in self._while("launch"):
@@ -322,21 +347,23 @@ class _Header:
             if image not in images:
                 raise ValueError(f"there is no image {image}")
             x, y, z = (self._expression(self._next("grid")) for _ in range(3))
-            arguments = tuple(self._argument(ports, workspaces) for _ in self._while("argument"))
+            arguments = tuple(self._argument(ports, buffers) for _ in self._while("argument"))
             launches.append(StoredLaunch(image, (x, y, z), arguments))
         self._next("end")
         if not launches:
             raise ValueError("a case launches nothing")
         return StoredCase(when, tuple(launches))
 
-    def _argument(self, ports: set[str], workspaces: set[str]) -> StoredArgument:
+    def _argument(self, ports: set[str], buffers: tuple[set[str], set[str]]) -> StoredArgument:
         kind, value = self._next("argument").split(" ", 1)
         if kind == "int":
             return self._expression(value)
         if kind == "tensor" and value in ports:
             return Tensor(value)
-        if kind == "workspace" and value in workspaces:
+        if kind == "workspace" and value in buffers[0]:
             return Scratch(value)
+        if kind == "persistent" and value in buffers[1]:
+            return Kept(value)
         raise ValueError(f"there is no {kind} '{value}'")
 
     def _expression(self, text: str) -> Expr:
@@ -367,6 +394,8 @@ def _argument_words(argument: StoredArgument) -> str:
         return f"tensor {argument.port}"
     if isinstance(argument, Scratch):
         return f"workspace {argument.name}"
+    if isinstance(argument, Kept):
+        return f"persistent {argument.name}"
     return f"int {argument}"
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ssm_export import errors
 from ssm_export.errors import SsmExportError
-from ssm_export_plugins.plan import Launch, Operand, Plan, Tensor, Workspace
+from ssm_export_plugins.plan import Launch, Operand, Persistent, Plan, Tensor, Workspace
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +43,8 @@ def prepare(
 ) -> tuple[Callable[[], None], dict[str, torch.Tensor]]:
     """Check the tensors and allocate everything, so that what is returned only launches.
 
+    Buffers that keep their values belong to what is returned and are zero before its first call.
+
     Args and errors are those of :func:`run`; a GPU's graph capture and its timing call the result.
     """
     import torch
@@ -68,6 +70,9 @@ def prepare(
                 kind = getattr(torch, argument.type)
                 count = argument.elements.value(sizes)
                 scratch[argument.name] = torch.empty(count, dtype=kind, device=device)
+            elif isinstance(argument, Persistent) and argument.name not in scratch:
+                kind = getattr(torch, argument.type)
+                scratch[argument.name] = torch.zeros(argument.elements, dtype=kind, device=device)
 
     def bound(one: Launch) -> Callable[[], None]:
         values: dict[str, object] = dict(one.kernel.constants)
@@ -76,7 +81,7 @@ def prepare(
             if isinstance(argument, Tensor):
                 is_output = argument.port in outputs_of
                 values[name] = tensors[f"out:{argument.port}" if is_output else argument.port]
-            elif isinstance(argument, Workspace):
+            elif isinstance(argument, (Workspace, Persistent)):
                 values[name] = scratch[argument.name]
             else:
                 values[name] = argument.value(sizes)

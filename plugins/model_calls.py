@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from ssm_export import errors
 from ssm_export.errors import SsmExportError
-from ssm_export.ops import DOMAIN, Call, OpSpec, all_ops
+from ssm_export.ops import DOMAIN, Call, OpSpec, all_ops, fused_ops
 from ssm_export_plugins import standard
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def operators() -> dict[tuple[str, str], OpSpec]:
 
     No two domains have an operator of one name.
     """
-    ours = {(DOMAIN, name): spec for name, spec in all_ops().items()}
+    ours = {(DOMAIN, name): spec for name, spec in (all_ops() | fused_ops()).items()}
     return ours | {(_STANDARD, name): standard.get(name) for name in standard.names()}
 
 
@@ -78,7 +78,16 @@ def _standard(node: ir.Node, spec: OpSpec) -> Call:
             name = value.dtype.name
             types[port.name] = "float32" if name == "FLOAT" else name.lower()
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    return standard.call(node.op_type, shapes, types, attributes)
+    try:
+        return standard.call(node.op_type, shapes, types, attributes)
+    except SsmExportError as error:
+        raise SsmExportError(
+            error.code,
+            error.what,
+            where=f"{node.op_type} '{node.name}'",
+            why=error.why,
+            fix=error.fix or "mend the node; onnx.checker.check_model says what ONNX asks of it",
+        ) from error
 
 
 def _check_known(node: ir.Node, spec: OpSpec) -> None:

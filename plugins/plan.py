@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from ssm_export.ops import Call, OpSpec, Port
 from ssm_export_plugins.expressions import Expr, constant, symbol
@@ -67,8 +67,29 @@ class Workspace:
     elements: Expr
 
 
+@dataclass(frozen=True)
+class Persistent:
+    """A buffer as a kernel argument that is zero before the first launch and then keeps its values.
+
+    Each execution context of a node has its own. A kernel that counts in it leaves zeros behind,
+    so that launches may be captured in a graph and replayed.
+
+    Args:
+        name: what launches of one plan share it by.
+        type: ONNX type name of its elements.
+        elements: how many; it is there before any size is known.
+    """
+
+    name: str
+    type: str
+    elements: int
+
+
 Constant = float | bool | str | None
-Argument: TypeAlias = "Tensor | Workspace | Expr | Constant"
+Argument: TypeAlias = "Tensor | Workspace | Persistent | Expr | Constant"
+
+
+_Buffer = TypeVar("_Buffer", Workspace, Persistent)
 
 
 @dataclass(frozen=True)
@@ -121,7 +142,7 @@ class Launch:
 
     kernel: Kernel
     grid: tuple[Expr, Expr, Expr]
-    arguments: tuple[Tensor | Workspace | Expr, ...]
+    arguments: tuple[Tensor | Workspace | Persistent | Expr, ...]
 
 
 @dataclass(frozen=True)
@@ -176,11 +197,18 @@ class Plan:
 
     def workspaces(self) -> tuple[Workspace, ...]:
         """Every scratch buffer once, in the order of the launches."""
-        found: dict[str, Workspace] = {}
+        return self._buffers(Workspace)
+
+    def persistents(self) -> tuple[Persistent, ...]:
+        """Every buffer that keeps its values, once, in the order of the launches."""
+        return self._buffers(Persistent)
+
+    def _buffers(self, kind: type[_Buffer]) -> tuple[_Buffer, ...]:
+        found: dict[str, _Buffer] = {}
         for case in self.cases:
             for launch in case.launches:
                 for argument in launch.arguments:
-                    if not isinstance(argument, Workspace):
+                    if not isinstance(argument, kind):
                         continue
                     if found.setdefault(argument.name, argument) != argument:
                         raise ValueError(f"two workspaces are called {argument.name!r}")
@@ -228,7 +256,7 @@ class Builder:
             function: a ``triton.jit`` function.
             grid: one to three integers or expressions.
             num_warps, num_stages: Triton's options.
-            arguments: tensors and workspaces become pointers, expressions int32; integers, floats,
+            arguments: tensors and buffers become pointers, expressions int32; integers, floats,
                 booleans, strings and None are compile-time constants.
 
         Raises:
@@ -241,14 +269,14 @@ class Builder:
         pointers: dict[str, str] = {}
         integers: list[str] = []
         constants: dict[str, Constant] = {}
-        given: list[Tensor | Workspace | Expr] = []
+        given: list[Tensor | Workspace | Persistent | Expr] = []
         for name in names:
             argument = arguments[name]
-            if isinstance(argument, (Tensor, Workspace, Expr)):
+            if isinstance(argument, (Tensor, Workspace, Persistent, Expr)):
                 given.append(argument)
             if isinstance(argument, Tensor):
                 pointers[name] = self.operands[argument.port].type
-            elif isinstance(argument, Workspace):
+            elif isinstance(argument, (Workspace, Persistent)):
                 pointers[name] = argument.type
             elif isinstance(argument, Expr):
                 integers.append(name)

@@ -113,8 +113,8 @@ def stamp(model: ir.Model, chip: Chip, *, ahead_of_time: bool = True, trt: Any =
     """A step graph whose scans are Python plugins, which are registered.
 
     Args:
-        model: a canonical ``step`` graph; it is not changed.
-        chip, ahead_of_time, trt: as for :func:`register`.
+        model: a canonical ``step`` graph, as ``onnx_ir.load`` reads it; it is not changed.
+        chip, ahead_of_time, trt: as for :func:`register`; ``aot.chip_of`` gives a target's chip.
 
     Raises what :func:`register` does.
     """

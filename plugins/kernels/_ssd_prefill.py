@@ -32,7 +32,7 @@ def _piece(k: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr):
 
 
 @triton.jit
-def _rows(base, i, valid, stride, column, WIDTH: tl.constexpr, POLICY: tl.constexpr = ""):
+def _rows(base, i, valid, stride, column, WIDTH: tl.constexpr, POLICY: tl.constexpr):
     """Columns of rows i, [Q, columns]; zeros where a row is not valid or a column beyond WIDTH."""
     mask = valid[:, None] & (column < WIDTH)[None, :]
     return tl.load(
@@ -61,20 +61,26 @@ def ssd_scan_prefill(
     QUERY_HEADS: tl.constexpr, SCALE: tl.constexpr, GIVEN: tl.constexpr, SOFTPLUS: tl.constexpr,
     DT_MIN: tl.constexpr, DT_MAX: tl.constexpr, KEY_MAJOR: tl.constexpr, PASS: tl.constexpr,
     Q: tl.constexpr, P0: tl.constexpr, P1: tl.constexpr, N0: tl.constexpr, N1: tl.constexpr,
-    PARTS: tl.constexpr, TWICE: tl.constexpr,
+    PARTS: tl.constexpr, TWICE: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """Walk the chunks of one segment of one head of one row, with the state [N, P] in registers.
 
     Grid: heads, segments of ``span`` tokens (a multiple of Q), rows. P is P0 or P0 + P1 (the last
     one padded), N likewise. PASS 1 writes end states to ``ends`` and their log2 decays to
     ``totals``, slot 0 being a copy of ``past``; PASS 2 begins from there, so ``present`` may be
-    the buffer of ``past``.
+    the buffer of ``past``. Where PACKED is not 0, a token's x, B and C lie in this order in that
+    many elements of one buffer, which all three point to.
     """
     segment, row = tl.program_id(1), tl.program_id(2)
     head, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
     NA: tl.constexpr = 2 if N1 > 0 else 1
     NB: tl.constexpr = 2 if P1 > 0 else 1
     QUERIES: tl.constexpr = QUERY_HEADS // H if QUERY_HEADS > H else 1
+    X_ROW: tl.constexpr = PACKED if PACKED > 0 else H * P
+    B_ROW: tl.constexpr = PACKED if PACKED > 0 else KEY_HEADS * N
+    C_ROW: tl.constexpr = PACKED if PACKED > 0 else QUERY_HEADS * N
+    B_AT: tl.constexpr = H * P if PACKED > 0 else 0
+    C_AT: tl.constexpr = H * P + KEY_HEADS * N if PACKED > 0 else 0
     HALF: tl.constexpr = x.dtype.element_ty == tl.float16
     kind: tl.constexpr = x.dtype.element_ty
     FOLD: tl.constexpr = kind != tl.float32 and not GIVEN and DT_MIN >= 0
@@ -149,11 +155,11 @@ def ssd_scan_prefill(
             following += tl.load(dt_base + t * H, mask=t < last, other=0.0)
         values, keys = (), ()
         for b in tl.static_range(NB):
-            base = x + (at_chunk * H + head) * P
-            values = values + (_rows(base, i, valid, H * P, ps[b], P),)
+            base = x + at_chunk * X_ROW + head * P
+            values = values + (_rows(base, i, valid, X_ROW, ps[b], P, ""),)
         for a in tl.static_range(NA):
-            base = B + (at_chunk * KEY_HEADS + head // (H // KEY_HEADS)) * N
-            keys = keys + (_rows(base, i, valid, KEY_HEADS * N, ns[a], N),)
+            base = B + at_chunk * B_ROW + (B_AT + head // (H // KEY_HEADS) * N)
+            keys = keys + (_rows(base, i, valid, B_ROW, ns[a], N, ""),)
         delta, decay = step_and_decay(raw, bias, rate, valid, GIVEN, SOFTPLUS, DT_MIN, DT_MAX)
         raw = following
         if EXACT:
@@ -192,8 +198,8 @@ def ssd_scan_prefill(
                     query_head = head // (H // QUERY_HEADS)
                 queries = ()
                 for a in tl.static_range(NA):
-                    base = C + (at_chunk * QUERY_HEADS + query_head) * N
-                    queries = queries + (_rows(base, i, valid, QUERY_HEADS * N, ns[a], N),)
+                    base = C + at_chunk * C_ROW + (C_AT + query_head * N)
+                    queries = queries + (_rows(base, i, valid, C_ROW, ns[a], N, ""),)
                 scores = tl.zeros([Q, Q], tl.float32)
                 for a in tl.static_range(NA):
                     scores = tl.dot(queries[a], tl.trans(keys[a]), scores, input_precision="tf32x3")
@@ -244,8 +250,8 @@ def ssd_scan_prefill(
         if TWICE:
             keys = ()
             for a in tl.static_range(NA):
-                base = B + (at_chunk * KEY_HEADS + head // (H // KEY_HEADS)) * N
-                keys = keys + (_rows(base, i, valid, KEY_HEADS * N, ns[a], N, "evict_last"),)
+                base = B + at_chunk * B_ROW + (B_AT + head // (H // KEY_HEADS) * N)
+                keys = keys + (_rows(base, i, valid, B_ROW, ns[a], N, "evict_last"),)
         updated = ()
         for a in tl.static_range(NA):
             for b in tl.static_range(NB):

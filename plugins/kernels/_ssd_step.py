@@ -47,11 +47,19 @@ def ssd_scan_step(
     H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, KEY_HEADS: tl.constexpr,
     QUERY_HEADS: tl.constexpr, SCALE: tl.constexpr, GIVEN: tl.constexpr, SOFTPLUS: tl.constexpr,
     DT_MIN: tl.constexpr, DT_MAX: tl.constexpr, KEY_MAJOR: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    PACKED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One token: BLOCK_P columns of the state of one head of one row, all of N."""
+    """One token: BLOCK_P columns of the state of one head of one row, all of N.
+
+    PACKED as in the prefill.
+    """
     part, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     QUERIES: tl.constexpr = QUERY_HEADS // H if QUERY_HEADS > H else 1
+    X_ROW: tl.constexpr = PACKED if PACKED > 0 else H * P
+    B_ROW: tl.constexpr = PACKED if PACKED > 0 else KEY_HEADS * N
+    C_ROW: tl.constexpr = PACKED if PACKED > 0 else QUERY_HEADS * N
+    B_AT: tl.constexpr = H * P if PACKED > 0 else 0
+    C_AT: tl.constexpr = H * P + KEY_HEADS * N if PACKED > 0 else 0
     p, n = part * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_N)
     inside = (p < P)[:, None] & (n < N)[None, :]
     place = p[:, None] * N + n[None, :]
@@ -75,10 +83,10 @@ def ssd_scan_step(
         bias = tl.load(dt_bias + head)
     raw += tl.zeros([1], tl.float32)
     delta, decay = step_and_decay(raw, bias, rate, valid, GIVEN, SOFTPLUS, DT_MIN, DT_MAX)
-    value = tl.load(x + (token * H + head) * P + p, mask=(p < P) & valid, other=0.0)
+    value = tl.load(x + token * X_ROW + head * P + p, mask=(p < P) & valid, other=0.0)
     value = value.to(tl.float32)
     key = tl.load(
-        B + (token * KEY_HEADS + head // (H // KEY_HEADS)) * N + n,
+        B + token * B_ROW + (B_AT + head // (H // KEY_HEADS) * N) + n,
         mask=(n < N) & valid,
         other=0.0,
     ).to(tl.float32)
@@ -91,7 +99,7 @@ def ssd_scan_step(
         if QUERY_HEADS <= H:
             query_head = head // (H // QUERY_HEADS)
         query = tl.load(
-            C + (token * QUERY_HEADS + query_head) * N + n, mask=(n < N) & valid, other=0.0
+            C + token * C_ROW + (C_AT + query_head * N) + n, mask=(n < N) & valid, other=0.0
         ).to(tl.float32)
         out = tl.sum(state * query[None, :], 1) * SCALE + skip
         tl.store(

@@ -8,7 +8,7 @@ touches the state happens in the block of the first tile, which reads ``past`` b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import triton
 import triton.language as tl
@@ -17,13 +17,24 @@ from ssm_export import errors
 from ssm_export.errors import SsmExportError
 from ssm_export.ops import Call, OpSpec
 from ssm_export_plugins.expressions import cdiv, symbol
-from ssm_export_plugins.plan import ALWAYS, Builder, Case, Chip, Plan
+from ssm_export_plugins.plan import (
+    ALWAYS,
+    Argument,
+    Builder,
+    Case,
+    Chip,
+    Launch,
+    Plan,
+    Tensor,
+    Workspace,
+)
 
 MAX_TAPS = 8
 
 
 @triton.jit
-def _activated(y, SILU: tl.constexpr):
+def activated(y, SILU: tl.constexpr):
+    """y, or its SiLU."""
     if SILU:
         y = y / (1.0 + tl.exp(-y))
     return y
@@ -69,7 +80,7 @@ def causal_conv1d_prefill(
                     other=0.0,
                 )
                 total += carried.to(tl.float32) * tap[None, :]
-    result = tl.where(valid, _activated(total, SILU), 0.0)
+    result = tl.where(valid, activated(total, SILU), 0.0)
     tl.store(
         y + base + ahead[:, None] * D + d[None, :],
         result.to(y.dtype.element_ty),
@@ -120,7 +131,7 @@ def causal_conv1d_step(
         total += carried.to(tl.float32) * tap
         window = window + (carried,)
     window = window + (x_raw,)
-    result = tl.where(valid, _activated(total, SILU), 0.0)
+    result = tl.where(valid, activated(total, SILU), 0.0)
     tl.store(y + row.to(tl.int64) * D + d, result.to(y.dtype.element_ty), mask=inside)
     # Every thread has read what it needs of past before any of them writes present.
     tl.debug_barrier()
@@ -132,37 +143,63 @@ def causal_conv1d_step(
 def plans(spec: OpSpec, call: Call, chip: Chip) -> Iterator[Plan]:
     """Plans of one call; see :func:`ssm_export_plugins.kernels.plans`."""
     build = Builder(spec, call)
-    channels, taps = build.size("D"), build.size("K")
-    if not 1 <= taps <= MAX_TAPS:
-        raise SsmExportError(
-            errors.KERNEL_UNSUPPORTED,
-            f"'weight' has {taps} taps, the kernels take 1 to {MAX_TAPS}",
-            where=spec.name,
-            fix="--lowering native",
-        )
-    shared = {
-        **{name: build.tensor(name) for name in ("x", "weight", "bias", "past", "y", "present")},
-        "lengths": build.tensor("sequence_lengths"),
-        "D": channels,
-        "K": taps,
-        "SILU": call.attributes["activation"] == "silu",
-    }
-    B, T = symbol("B"), build.size("T")
-    step = build.launch(
-        causal_conv1d_step, (cdiv(channels, 256), B), num_warps=4, BLOCK_D=256, **shared
-    )
+    names = ("x", "weight", "bias", "past", "y", "present")
+    shared = shared_arguments(build, **{name: build.tensor(name) for name in names})
+    step = step_launch(build, shared)
+    T = build.size("T")
     if T == 1:
         yield build.plan(Case(ALWAYS, (step,)))
         return
     for rows, width in ((32, 128), (16, 128)):
-        prefill = build.launch(
-            causal_conv1d_prefill,
-            (cdiv(T, rows) * -(-channels // width), B),
-            T=T,
-            BLOCK_T=rows,
-            BLOCK_D=width,
-            **shared,
-        )
+        prefill = prefill_launch(build, shared, rows, width)
         yield build.plan(
             Case(T.equals(1), (step,)), Case(ALWAYS, (prefill,)), label=f"{rows}x{width}"
         )
+
+
+def shared_arguments(build: Builder, **tensors: Tensor | Workspace | None) -> dict[str, Argument]:
+    """The arguments of both kernels.
+
+    Args:
+        build: its operator has an input ``weight`` (D, K) and an attribute ``activation``.
+        tensors: x, weight, bias, past, y and present.
+
+    Raises:
+        SsmExportError: ``KERNEL_UNSUPPORTED`` for too many taps.
+    """
+    taps = build.size("K")
+    if not 1 <= taps <= MAX_TAPS:
+        raise SsmExportError(
+            errors.KERNEL_UNSUPPORTED,
+            f"'weight' has {taps} taps, the kernels take 1 to {MAX_TAPS}",
+            where=build.spec.name,
+            fix="--lowering native",
+        )
+    return {
+        **tensors,
+        "lengths": build.tensor("sequence_lengths"),
+        "D": build.size("D"),
+        "K": taps,
+        "SILU": build.call.attributes["activation"] == "silu",
+    }
+
+
+def step_launch(build: Builder, shared: Mapping[str, Argument]) -> Launch:
+    """One token of every row."""
+    grid = (cdiv(build.size("D"), 256), symbol("B"))
+    return build.launch(causal_conv1d_step, grid, num_warps=4, BLOCK_D=256, **shared)
+
+
+def prefill_launch(
+    build: Builder, shared: Mapping[str, Argument], rows: int = 32, width: int = 128
+) -> Launch:
+    """A prompt of every row, in tiles of so many tokens and channels."""
+    T = symbol("T")
+    return build.launch(
+        causal_conv1d_prefill,
+        (cdiv(T, rows) * -(-build.size("D") // width), symbol("B")),
+        T=T,
+        BLOCK_T=rows,
+        BLOCK_D=width,
+        **shared,
+    )

@@ -197,12 +197,7 @@ def plans(spec: OpSpec, call: Call, chip: Chip) -> Iterator[Plan]:
         query_heads=groups,
         width=build.size("P"),
         states=build.size("N"),
-        SCALE=1.0,
-        GIVEN=False,
-        SOFTPLUS=bool(call.attributes["dt_softplus"]),
-        DT_MIN=float(call.attributes["dt_min"]),
-        DT_MAX=float(call.attributes["dt_max"]),
-        KEY_MAJOR=False,
+        **scan_constants(call),
     )
     for label, cases in scan.cases():
         yield build.plan(*cases, label=label)
@@ -252,7 +247,7 @@ def linear_attention_cases(
     Raises:
         SsmExportError: ``KERNEL_UNSUPPORTED`` naming the operator and the tensor.
     """
-    tensors = {
+    tensors: dict[str, str | Workspace | None] = {
         "x": value, "dt": decay, "A": None, "B": key, "C": query, "D": None, "dt_bias": None,
         "past": past, "lengths": lengths, "y": output, "present": present,
     }  # fmt: skip
@@ -275,11 +270,62 @@ def linear_attention_cases(
     yield from scan.cases()
 
 
+def packed_cases(
+    build: Builder, chip: Chip, packed: Workspace, groups: int
+) -> Iterator[tuple[str, tuple[Case, ...]]]:
+    """Label and cases of SsdScan where a token's x, B and C lie side by side in a scratch buffer.
+
+    Args:
+        build: makes the launches; its operator has the ports of SsdScan but for these three, and
+            its states are ``past_ssm`` and ``present_ssm``.
+        chip: what they are for.
+        packed: (B, T, H·P + 2·G·N).
+        groups: G.
+
+    Raises:
+        SsmExportError: ``KERNEL_UNSUPPORTED`` naming the operator and the tensor.
+    """
+    width, states = build.size("P"), build.size("N")
+    heads = build.size("H")
+    names = ("dt", "A", "D", "dt_bias", "y")
+    scan = _scan(
+        build,
+        chip,
+        tensors={
+            **{name: name for name in names},
+            **dict.fromkeys("xBC", packed),
+            "past": "past_ssm",
+            "present": "present_ssm",
+            "lengths": "sequence_lengths",
+        },
+        heads=heads,
+        key_heads=groups,
+        query_heads=groups,
+        width=width,
+        states=states,
+        PACKED=heads * width + 2 * groups * states,
+        **scan_constants(build.call),
+    )
+    yield from scan.cases()
+
+
+def scan_constants(call: Call) -> dict[str, float | bool]:
+    """What the attributes of SsdScan are in its kernels."""
+    return {
+        "SCALE": 1.0,
+        "GIVEN": False,
+        "SOFTPLUS": bool(call.attributes["dt_softplus"]),
+        "DT_MIN": float(call.attributes["dt_min"]),
+        "DT_MAX": float(call.attributes["dt_max"]),
+        "KEY_MAJOR": False,
+    }
+
+
 def _scan(
     build: Builder,
     chip: Chip,
     *,
-    tensors: Mapping[str, str | None],
+    tensors: Mapping[str, str | Workspace | None],
     heads: int,
     key_heads: int,
     query_heads: int,
@@ -287,12 +333,13 @@ def _scan(
     states: int,
     **constants: float | bool,
 ) -> _Scan:
-    """A checked call; ``tensors`` maps kernel parameters to ports."""
+    """A checked call; ``tensors`` maps kernel parameters to ports or scratch buffers."""
 
     def refuse(parameter: str, what: str) -> SsmExportError:
+        port = tensors[parameter]
         return SsmExportError(
             errors.KERNEL_UNSUPPORTED,
-            f"'{tensors[parameter]}' {what}",
+            f"'{port if isinstance(port, str) else tensors['past']}' {what}",
             where=build.spec.name,
             fix="--lowering native",
         )
@@ -303,12 +350,16 @@ def _scan(
         raise refuse("B", f"has {key_heads} heads or groups, which do not divide {heads} heads")
     if heads % query_heads and query_heads % heads:
         raise refuse("C", f"has {query_heads} heads or groups, which do not fit {heads} heads")
-    ports = {name: port and build.tensor(port) for name, port in tensors.items()}
+    given = {
+        name: build.tensor(port) if isinstance(port, str) else port
+        for name, port in tensors.items()
+    }
     sizes = {"H": heads, "P": width, "N": states, "KEY_HEADS": key_heads}
+    values = tensors["x"]
     return _Scan(
         build,
         chip,
-        shared={**ports, **sizes, "QUERY_HEADS": query_heads, **constants},
-        kind=build.operands[str(tensors["x"])].type,
+        shared={**given, **sizes, "QUERY_HEADS": query_heads, "PACKED": 0, **constants},
+        kind=values.type if isinstance(values, Workspace) else build.operands[str(values)].type,
         state=build.operands[str(tensors["present"])].type,
     )

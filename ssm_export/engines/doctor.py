@@ -169,8 +169,9 @@ def _plugin_library() -> tuple[bool, str]:
     ctypes.CDLL(str(path))
     from ssm_export_plugins.library import architecture, tensorrt_version
 
-    release = tensorrt_version(path) or "a release that it does not name"
-    return True, f"{path} ({architecture(path)}, built for TensorRT {release})"
+    release = tensorrt_version(path)
+    made = f"built for TensorRT {release}" if release else "it does not say for which TensorRT"
+    return True, f"{path} ({architecture(path)}, {made})"
 
 
 def _try_build() -> tuple[bool, str]:

@@ -8,8 +8,10 @@ from typing import Final
 
 import onnx_ir as ir
 
-from ssm_export.lowering.bodies import call_key, call_of, form_of, spec_of
+from ssm_export.lowering.bodies import call_key, call_of, spec_of
+from ssm_export.lowering.fusion import form_of_call, fuse_calls
 from ssm_export.lowering.lower import Lowered, copy_of
+from ssm_export.ops import _onnx, fused_ops
 from ssm_export.ops.spec import DOMAIN, VERSION, Call, OpSpec
 
 PLUGIN_DOMAIN: Final = "ssm_export.plugin"
@@ -22,6 +24,8 @@ NAMESPACE: Final = "ssm_export"
 
 def lower_for_plugin(model: ir.Model, kernels: Callable[[OpSpec, Call], bytes]) -> Lowered:
     """Strip the bodies and stamp every call with the plugin's name, version and kernel images.
+
+    Calls that one kernel computes become one first; the counts say how many.
 
     TensorRT's parsers differ in whether a function or a plugin of the same name comes first, so no
     function of ours stays. Kernel images are base64, because ONNX wants text in a string.
@@ -36,12 +40,15 @@ def lower_for_plugin(model: ir.Model, kernels: Callable[[OpSpec, Call], bytes]) 
     """
     copy = copy_of(model)
     counts: dict[str, int] = {}
+    fused = fuse_calls(copy)
+    if fused:
+        counts["CausalConv1d and SsdScan to ConvSsdScan"] = fused
     images: dict[tuple[object, ...], str] = {}
     for node in list(ir.traversal.RecursiveGraphIterator(copy.graph)):
         if node.domain != DOMAIN:
             continue
-        spec = spec_of(node)
-        call = call_of(node, spec, form_of(node, copy))
+        spec = fused_ops().get(node.op_type) or spec_of(node)
+        call = call_of(node, spec, form_of_call(node, copy))
         key = call_key(spec.name, call)
         if key not in images:
             images[key] = base64.b64encode(kernels(spec, call)).decode("ascii")
@@ -60,6 +67,7 @@ def _stamp(node: ir.Node, call: Call, image: str) -> None:
     for index, value in enumerate(present):
         node.replace_input_with(index, value)
     node.domain, node.overload, node.version = PLUGIN_DOMAIN, "", None
+    node.metadata_props.pop(_onnx.FORM, None)
     attributes = {
         **call.attributes,
         "plugin_namespace": NAMESPACE,

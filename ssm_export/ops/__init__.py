@@ -20,6 +20,7 @@ __all__ = [
     "Port",
     "Tolerance",
     "all_ops",
+    "fused_ops",
     "get",
     "register_schemas",
 ]
@@ -36,6 +37,13 @@ def _scan() -> tuple[OpSpec, ...]:
 def all_ops() -> dict[str, OpSpec]:
     """Every operator by its op type, in the order of the module names."""
     return {spec.name: spec for spec in _scan()}
+
+
+def fused_ops() -> dict[str, OpSpec]:
+    """The operators that only the ``plugin`` lowering puts into graphs, by op type."""
+    from ssm_export.ops._fused import CONV_SSD_SCAN
+
+    return {CONV_SSD_SCAN.name: CONV_SSD_SCAN}
 
 
 def get(name: str) -> OpSpec:

@@ -4,6 +4,8 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import json
+import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,6 +44,49 @@ def test_it_really_builds_an_engine():
     ok, detail = doctor._try_build()
     assert ok
     assert "built a one-layer engine with 1." in detail
+
+
+def _library_probe():
+    probes = examine(try_build=False).probes
+    (found,) = (probe for probe in probes if probe.name == "plugin library")
+    return found
+
+
+def test_a_plugin_library_that_is_not_where_the_variable_says(tmp_path, monkeypatch):
+    file = tmp_path / "libssm_export_plugins.so"
+    monkeypatch.setenv("SSM_EXPORT_PLUGIN_LIBRARY", str(file))
+    found = _library_probe()
+    assert not found.ok
+    assert f"SSM_EXPORT_PLUGIN_LIBRARY names is not there: {file}" in found.detail
+    monkeypatch.setenv("SSM_EXPORT_PLUGIN_LIBRARY", str(tmp_path))
+    assert f"SSM_EXPORT_PLUGIN_LIBRARY names is a folder: {tmp_path}" in _library_probe().detail
+
+
+def test_a_plugin_library_of_another_machine(tmp_path, monkeypatch):
+    file = tmp_path / "libssm_export_plugins.so"
+    monkeypatch.setenv("SSM_EXPORT_PLUGIN_LIBRARY", str(file))
+    file.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00\xf3\x00" + bytes(44))
+    found = _library_probe()
+    assert not found.ok
+    assert f"{file} (SSM_EXPORT_PLUGIN_LIBRARY names it): it is built for riscv64" in found.detail
+    file.write_bytes(b"<html>a page that was downloaded in its place</html>")
+    assert "it is no shared library (no ELF file)" in _library_probe().detail
+
+
+def test_what_a_plugin_library_was_built_for(tmp_path, monkeypatch):
+    """A library that the compiler here makes, with the text and without it."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not on this machine")
+    for name, text, said in (
+        ("one.so", "ssm_export_plugins built for TensorRT 10.3.0", "built for TensorRT 10.3.0"),
+        ("two.so", "something else", "it does not say for which TensorRT"),
+    ):
+        file, source = tmp_path / name, tmp_path / "library.cpp"
+        source.write_text(f'extern char const text[]; char const text[] = "{text}";')
+        subprocess.run(["g++", "-shared", "-fPIC", str(source), "-o", str(file)], check=True)
+        monkeypatch.setenv("SSM_EXPORT_PLUGIN_LIBRARY", str(file))
+        found = _library_probe()
+        assert (found.ok, found.detail) == (True, f"{file} ({platform.machine()}, {said})")
 
 
 def test_every_probe_may_fail(monkeypatch):

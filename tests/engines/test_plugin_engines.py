@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
+import struct
 from dataclasses import replace
 
 import onnx
@@ -38,18 +40,30 @@ def bundle(exported, tmp_path) -> Bundle:
     return Bundle.open(tmp_path / "bundle")
 
 
+ELF_MACHINES = {"x86_64": 62, "amd64": 62, "aarch64": 183, "arm64": 183}
+
+
+def elf_header(machine: int) -> bytes:
+    """The first 20 bytes of a shared library of 64 bits, little end first."""
+    return b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HH", 3, machine)
+
+
 @pytest.fixture
 def library(tmp_path, monkeypatch):
-    """Any file in the place of the library; nothing here loads it."""
+    """A file in the place of the library, of this machine by its header; nothing here loads it."""
     file = tmp_path / "libssm_export_plugins.so"
-    file.write_bytes(b"a library")
+    file.write_bytes(elf_header(ELF_MACHINES[platform.machine().lower()]))
     monkeypatch.setenv("SSM_EXPORT_PLUGIN_LIBRARY", str(file))
     return file
 
 
 @pytest.fixture
 def no_library(monkeypatch):
-    monkeypatch.setenv("SSM_EXPORT_PLUGIN_LIBRARY", "/nowhere/libssm_export_plugins.so")
+    load_plugins()
+    from ssm_export_plugins import library
+
+    monkeypatch.delenv("SSM_EXPORT_PLUGIN_LIBRARY", raising=False)
+    monkeypatch.setattr(library, "NAME", "nowhere.so")
 
 
 def test_export_writes_the_graph_beside_native_ones(exported):
@@ -287,6 +301,41 @@ def test_a_missing_library_is_an_error_before_the_engine(no_library):
     with pytest.raises(SsmExportError) as caught:
         _trt_choice.load_library(TensorRt())
     assert caught.value.code == errors.PLUGIN_LIBRARY
+
+
+def test_a_missing_library_and_a_wrong_variable_are_told_apart(no_library, monkeypatch):
+    with pytest.raises(SsmExportError, match="is not on this machine") as missing:
+        _plugins.require_library()
+    assert _plugins.find_library() is None
+    monkeypatch.setenv("SSM_EXPORT_PLUGIN_LIBRARY", "/nowhere/lib.so")
+    for look in (_plugins.find_library, _plugins.require_library):
+        with pytest.raises(SsmExportError, match=r"is not there: /nowhere/lib\.so") as wrong:
+            look()
+        assert wrong.value.code == missing.value.code == errors.PLUGIN_LIBRARY
+        assert "that SSM_EXPORT_PLUGIN_LIBRARY names is not there" in wrong.value.what
+    assert "SSM_EXPORT_PLUGIN_LIBRARY" not in missing.value.what
+
+
+def test_a_variable_that_names_no_file_is_not_passed_over(bundle, monkeypatch):
+    """Neither is a native engine built in its place, nor is an older library taken."""
+    monkeypatch.setenv("SSM_EXPORT_PLUGIN_LIBRARY", "/nowhere/lib.so")
+    with pytest.raises(SsmExportError, match=r"/nowhere/lib\.so"):
+        sources(bundle, get_target("h100"), "tensorrt", None, RANGES, "10.3.0")
+    forms = sources(bundle, get_target("h100"), "tensorrt", "native", RANGES, "10.3.0")
+    assert [source.form for source in forms] == ["step", "prefill"]
+
+
+def test_a_library_for_another_machine_is_an_error_before_it_is_loaded(library):
+    here = ELF_MACHINES[platform.machine().lower()]
+    other, name = (183, "aarch64") if here == 62 else (62, "x86_64")
+    library.write_bytes(elf_header(other))
+    assert _plugins.find_library() == library
+    module = TensorRt()
+    with pytest.raises(SsmExportError, match=f"is built for {name}, this machine is") as caught:
+        _trt_choice.load_library(module)
+    assert caught.value.code == errors.PLUGIN_LIBRARY
+    assert caught.value.where == f"{library} (SSM_EXPORT_PLUGIN_LIBRARY names it)"
+    assert not module.registry.loaded
 
 
 def test_the_name_of_the_lowering_is_the_chip_s():

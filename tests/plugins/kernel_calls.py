@@ -117,7 +117,9 @@ def run_plan(
     batch, time = next(iter(feeds.values())).shape[:2]
     outputs = poisoned(plan, {"B": batch, "T": time})
     if in_place:
-        outputs["present"] = tensors["past"]
+        for port in spec.outputs:
+            if "T" not in port.axes:
+                outputs[port.name] = tensors[port.name.replace("present", "past")]
     with poisoned_memory():
         made = run(plan, tensors, outputs)
     return feeds, {name: to_numpy(tensor) for name, tensor in made.items()}

@@ -12,10 +12,11 @@ from kernel_calls import ADA, call_of
 
 from ssm_export import errors
 from ssm_export.errors import SsmExportError
-from ssm_export.ops import OpSpec, all_ops
+from ssm_export.ops import OpSpec, all_ops, fused_ops
 from ssm_export_plugins import kernels
 from ssm_export_plugins.container import (
     Image,
+    Kept,
     Scratch,
     Section,
     StoredCase,
@@ -27,14 +28,14 @@ from ssm_export_plugins.container import (
 from ssm_export_plugins.expressions import constant, parse, symbol
 from ssm_export_plugins.plan import Operand, Plan, Tensor
 
-OPS = [spec for spec in all_ops().values() if kernels.has_kernels(spec.name)]
+OPS = [spec for spec in (all_ops() | fused_ops()).values() if kernels.has_kernels(spec.name)]
 CUBIN = bytes(range(256)) * 3
 PTX = b".version 8.0\n.target sm_80\n\0"
 
 
 def example() -> Section:
     grid = (symbol("B"), parse("T 64 cdiv"), constant(1))
-    arguments = (Tensor("x"), Scratch("sums"), parse("T 1 sub"))
+    arguments = (Tensor("x"), Scratch("sums"), Kept("counts"), parse("T 1 sub"))
     return Section(
         op="Made",
         version=3,
@@ -43,6 +44,7 @@ def example() -> Section:
         inputs=(Operand("x", "float16", ("B", "T", 96)), Operand("lengths", "int32", ("B",))),
         outputs=(Operand("y", "float32", ("B", "T", 96)),),
         workspaces={"sums": parse("B T 64 cdiv mul 384 mul")},
+        persistents={"counts": 1024},
         images=(
             Image(0, "walk", "cubin", 87, CUBIN, 4096, 128, 33, 2),
             Image(0, "walk", "ptx", 80, PTX, 4096, 128, 33, 2),
@@ -90,7 +92,9 @@ def test_what_is_written_is_read() -> None:
 def test_sections_back_to_back_and_zeros_at_the_end() -> None:
     one = example()
     cases = (StoredCase(constant(1), (StoredLaunch(1, one.cases[0].launches[0].grid, ()),)),)
-    other = dataclasses.replace(one, op="Other", workspaces={}, images=one.images[1:], cases=cases)
+    other = dataclasses.replace(
+        one, op="Other", workspaces={}, persistents={}, images=one.images[1:], cases=cases
+    )
     for tail in (b"", b"\0", bytes(40)):
         assert read(write(one) + write(other) + tail) == (one, other)
 
@@ -108,6 +112,7 @@ def test_the_layout_is_the_documented_one() -> None:
                          "attribute low float 1e-30"]  # fmt: skip
     assert "input x float16 B T 96" in lines
     assert "workspace sums B T 64 cdiv mul 384 mul" in lines
+    assert "persistent counts 1024" in lines
     for line, content in zip(
         [line for line in lines if line.startswith("image ")],
         (CUBIN, PTX, CUBIN[:100]),
@@ -117,9 +122,10 @@ def test_the_layout_is_the_documented_one() -> None:
         assert offset % 64 == 0
         assert images[offset : offset + size] == content
     first = lines.index("case T 1 eq")
-    assert lines[first : first + 10] == [
+    assert lines[first : first + 11] == [
         "case T 1 eq", "launch 1", "grid B", "grid T 64 cdiv", "grid 1",
-        "argument tensor x", "argument workspace sums", "argument int T 1 sub", "end", "case 1",
+        "argument tensor x", "argument workspace sums", "argument persistent counts",
+        "argument int T 1 sub", "end", "case 1",
     ]  # fmt: skip
 
 
@@ -168,6 +174,9 @@ def test_damage_to_the_header_never_ends_in_another_error() -> None:
         (("launch 1", "launch 7"), "no image 7"),
         (("argument tensor x", "argument tensor q"), "no tensor 'q'"),
         (("argument workspace sums", "argument workspace q"), "no workspace 'q'"),
+        (("argument persistent counts", "argument persistent sums"), "no persistent 'sums'"),
+        (("persistent counts 1024", "persistent counts B"), "'B' is no number of bytes"),
+        (("persistent counts 1024", "persistent counts 0"), "'0' is no number of bytes"),
         (("argument int T 1 sub", "argument int S 1 sub"), "'S'"),
         (("T 1 eq", "T eq"), "is no expression"),
         (("T 1 eq", "T 1"), "is no expression"),

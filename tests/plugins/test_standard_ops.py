@@ -344,6 +344,23 @@ def test_nodes_that_the_standard_forbids(
     assert "LinearAttention" in str(error.value)
 
 
+def test_a_wrong_node_of_a_graph_is_named() -> None:
+    def value(name: str) -> ir.Value:
+        shape = ir.Shape(GOOD[name])
+        return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT16), shape=shape)
+
+    ports = [value(name) for name in GOOD]
+    node = ir.node(
+        "LinearAttention", ports, {"q_num_heads": 3, "kv_num_heads": 2}, name="mixer.7/attention"
+    )
+    graph = ir.Graph(ports, node.outputs, nodes=[node], opset_imports={"": 27}, name="g")
+    with pytest.raises(SsmExportError, match="q_num_heads is 3") as error:
+        model_calls(ir.Model(graph, ir_version=12))
+    assert error.value.code == errors.BAD_OPERATOR_CALL
+    assert error.value.where == "LinearAttention 'mixer.7/attention'"
+    assert error.value.fix
+
+
 def test_types_that_the_standard_forbids() -> None:
     given = {"q_num_heads": 4, "kv_num_heads": 2}
     types = dict.fromkeys(GOOD, "float16")

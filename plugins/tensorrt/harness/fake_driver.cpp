@@ -43,6 +43,18 @@ struct FakeLaunch {
     void** parameters;
 };
 
+// Aligned as CUDA does it, and full of what is no number.
+struct Allocation {
+    explicit Allocation(size_t size) : bytes(size), memory(size + kAlignment, 0xff) {}
+    unsigned long long start() const {
+        auto const first = reinterpret_cast<unsigned long long>(memory.data());
+        return (first + kAlignment - 1) / kAlignment * kAlignment;
+    }
+    static constexpr size_t kAlignment = 256;
+    size_t bytes;
+    std::vector<unsigned char> memory;
+};
+
 using Callback = int (*)(FakeLaunch const*);
 
 int g_capability = 87;
@@ -53,6 +65,8 @@ std::map<std::string, int> g_failures;  // function to the error it gives
 std::map<std::string, int> g_calls;
 std::map<void*, std::unique_ptr<Module>> g_modules;
 std::vector<std::unique_ptr<Function>> g_functions;
+std::map<unsigned long long, std::unique_ptr<Allocation>> g_allocations;
+char g_stream;  // its address is the one stream that is made
 
 // Counts a call and gives the error that the test wants of it.
 int begin(char const* function) {
@@ -96,6 +110,16 @@ void fake_failure(char const* function, int error) {
     }
 }
 int fake_calls(char const* function) { return g_calls[function]; }
+// How many bytes from an address on belong to an allocation; 0 for an address of none.
+unsigned long long fake_allocated(unsigned long long address) {
+    for (auto const& [start, one] : g_allocations) {
+        if (start <= address && address < start + one->bytes) {
+            return start + one->bytes - address;
+        }
+    }
+    return 0;
+}
+int fake_allocations() { return static_cast<int>(g_allocations.size()); }
 int fake_modules() { return static_cast<int>(g_modules.size()); }
 // Every function that was called since the last time: "cuInit 1\n…".
 char const* fake_history() {
@@ -224,10 +248,43 @@ int cuGetErrorString(int error, char const** text) {
     return *text == nullptr ? kInvalidValue : 0;
 }
 
-// What enqueue must never call; here only so that calls would be seen.
-int cuMemAlloc_v2(void**, size_t) { return begin("cuMemAlloc"); }
-int cuMemFree_v2(void*) { return begin("cuMemFree"); }
+// Memory as a real driver gives it: whatever was there before.
+int cuMemAlloc_v2(unsigned long long* address, size_t bytes) {
+    int const error = begin("cuMemAlloc");
+    if (error != 0 || bytes == 0) {
+        return error != 0 ? error : kInvalidValue;
+    }
+    auto made = std::make_unique<Allocation>(bytes);
+    *address = made->start();
+    g_allocations.emplace(*address, std::move(made));
+    return 0;
+}
+int cuMemFree_v2(unsigned long long address) {
+    int const error = begin("cuMemFree");
+    return error != 0 ? error : g_allocations.erase(address) == 1 ? 0 : kInvalidValue;
+}
+int cuMemsetD8Async(unsigned long long address, unsigned char value, size_t bytes, void* stream) {
+    int const error = begin("cuMemsetD8Async");
+    auto const found = g_allocations.find(address);
+    if (error != 0 || found == g_allocations.end() || bytes > found->second->bytes ||
+        stream != &g_stream) {
+        return error != 0 ? error : kInvalidValue;
+    }
+    std::memset(reinterpret_cast<void*>(address), value, bytes);
+    return 0;
+}
+int cuStreamCreate(void** stream, unsigned flags) {
+    int const error = begin("cuStreamCreate");
+    *stream = &g_stream;
+    return error != 0 ? error : flags == 1 ? 0 : kInvalidValue;
+}
+int cuStreamDestroy_v2(void* stream) {
+    int const error = begin("cuStreamDestroy");
+    return error != 0 ? error : stream == &g_stream ? 0 : kInvalidHandle;
+}
 int cuStreamSynchronize(void*) { return begin("cuStreamSynchronize"); }
+
+// What nothing must ever call; here only so that calls would be seen.
 int cuCtxSynchronize() { return begin("cuCtxSynchronize"); }
 }
 #pragma GCC visibility pop

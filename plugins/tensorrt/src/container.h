@@ -38,6 +38,12 @@ struct Workspace {
     Expression bytes;
 };
 
+// A buffer that is zero before the first launch of an execution context, and then keeps its values.
+struct Persistent {
+    std::string name;
+    size_t bytes = 0;
+};
+
 // One kernel for one chip.
 struct Image {
     int index = 0;
@@ -53,9 +59,9 @@ struct Image {
 };
 
 struct Argument {
-    enum class Kind { kInput, kOutput, kWorkspace, kInteger };
+    enum class Kind { kInput, kOutput, kWorkspace, kPersistent, kInteger };
     Kind kind = Kind::kInteger;
-    int index = 0;  // of the input, output or workspace
+    int index = 0;  // of the input, output or buffer
     Expression value;
 };
 
@@ -80,6 +86,7 @@ struct Section {
     std::vector<Operand> outputs;
     std::vector<std::string> symbols;
     std::vector<Workspace> workspaces;
+    std::vector<Persistent> persistents;
     std::vector<Image> images;
     std::vector<Case> cases;
 

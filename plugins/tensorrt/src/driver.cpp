@@ -37,6 +37,12 @@ Driver load() {
     find(library, "cuModuleGetFunction", made.function);
     find(library, "cuFuncSetAttribute", made.set_function_attribute);
     find(library, "cuLaunchKernel", made.launch);
+    find(library, "cuMemAlloc_v2", made.allocate);
+    find(library, "cuMemFree_v2", made.release);
+    find(library, "cuMemsetD8Async", made.set_bytes);
+    find(library, "cuStreamCreate", made.create_stream);
+    find(library, "cuStreamSynchronize", made.wait_for_stream);
+    find(library, "cuStreamDestroy_v2", made.destroy_stream);
     find(library, "cuGetErrorName", made.error_name);
     find(library, "cuGetErrorString", made.error_text);
     find(library, "cuCtxGetId", made.context_id, false);

@@ -17,6 +17,7 @@ using CudaModule = CUmod_st*;
 using CudaFunction = CUfunc_st*;
 using CudaStream = CUstream_st*;
 using CudaResult = int;
+using CudaAddress = unsigned long long;
 
 // The driver's functions. Those of the second group are null in drivers that are too old.
 struct Driver {
@@ -34,6 +35,12 @@ struct Driver {
     CudaResult (*launch)(CudaFunction, unsigned grid_x, unsigned grid_y, unsigned grid_z,
                          unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared,
                          CudaStream, void** parameters, void** extra);
+    CudaResult (*allocate)(CudaAddress*, size_t bytes);
+    CudaResult (*release)(CudaAddress);
+    CudaResult (*set_bytes)(CudaAddress, unsigned char value, size_t bytes, CudaStream);
+    CudaResult (*create_stream)(CudaStream*, unsigned flags);
+    CudaResult (*wait_for_stream)(CudaStream);
+    CudaResult (*destroy_stream)(CudaStream);
     CudaResult (*error_name)(CudaResult, char const**);
     CudaResult (*error_text)(CudaResult, char const**);
 
@@ -48,6 +55,24 @@ struct Driver {
 // The driver of this machine: libcuda.so.1, or the file that SSM_EXPORT_CUDA_DRIVER names.
 // Throws Error: there is none, or a function is missing in it.
 Driver const& driver();
+
+// While it lives, loading and allocating do not disturb a capture on another stream.
+class RelaxedCapture {
+public:
+    explicit RelaxedCapture(Driver const& cuda) : cuda_(cuda) { exchange(); }
+    ~RelaxedCapture() { exchange(); }
+    RelaxedCapture(RelaxedCapture const&) = delete;
+    RelaxedCapture& operator=(RelaxedCapture const&) = delete;
+
+private:
+    void exchange() {
+        if (cuda_.exchange_capture_mode != nullptr) {
+            cuda_.exchange_capture_mode(&mode_);
+        }
+    }
+    Driver const& cuda_;
+    int mode_ = 2;  // CU_STREAM_CAPTURE_MODE_RELAXED
+};
 
 inline constexpr CudaResult kInvalidImage = 200;
 inline constexpr CudaResult kNoBinaryForGpu = 209;

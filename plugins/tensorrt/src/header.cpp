@@ -12,6 +12,7 @@ namespace {
 constexpr int kMaxRank = 8;
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxImages = 4096;
+constexpr size_t kMaxPersistent = size_t{1} << 30;
 
 // The lines of a header, read in order, with the words of the one at hand.
 class Lines {
@@ -180,6 +181,9 @@ Argument read_argument(Lines& lines, Section const& section) {
     } else if (kind == "workspace") {
         argument.kind = Argument::Kind::kWorkspace;
         argument.index = index_of(section.workspaces, lines.word(), &Workspace::name);
+    } else if (kind == "persistent") {
+        argument.kind = Argument::Kind::kPersistent;
+        argument.index = index_of(section.persistents, lines.word(), &Persistent::name);
     } else if (kind == "tensor") {
         std::string_view const port = lines.word();
         argument.index = index_of(section.outputs, port, &Operand::port);
@@ -274,6 +278,13 @@ void read_header(std::string_view text, Section& section) {
         workspace.bytes = read_expression(lines, section);
         lines.end();
         section.workspaces.push_back(std::move(workspace));
+    }
+    while (lines.is("persistent")) {
+        Persistent persistent;
+        persistent.name = lines.word();
+        persistent.bytes = lines.integer(size_t{1}, kMaxPersistent);
+        lines.end();
+        section.persistents.push_back(std::move(persistent));
     }
     while (lines.is("image")) {
         section.images.push_back(read_image(lines, section));

@@ -48,7 +48,8 @@ size_t workspace_bytes(Section const& section, Sizes const& sizes) {
     return workspace_offsets(section, sizes).back();
 }
 
-LaunchPlan::LaunchPlan(Section const& section, LoadedKernels const& kernels, Sizes const& sizes,
+LaunchPlan::LaunchPlan(Section const& section, LoadedKernels const& kernels,
+                       PersistentMemory const& persistent, Sizes const& sizes,
                        Positions const& positions)
     : section_(section) {
     auto const chosen = std::find_if(section.cases.begin(), section.cases.end(),
@@ -83,6 +84,8 @@ LaunchPlan::LaunchPlan(Section const& section, LoadedKernels const& kernels, Siz
                 source.index = positions.at(index);
             } else if (argument.kind == Argument::Kind::kWorkspace) {
                 source.index = offsets.at(index);
+            } else if (argument.kind == Argument::Kind::kPersistent) {
+                value = persistent.address(index);
             } else if (argument.kind == Argument::Kind::kInteger) {
                 int64_t const integer = argument.value.value(sizes);
                 if (integer < std::numeric_limits<int32_t>::min() ||
@@ -139,7 +142,8 @@ void LaunchPlan::launch(void const* const* inputs, void* const* outputs, void* w
                         CudaStream stream) {
     Driver const& cuda = driver();
     for (size_t i = 0; i < sources_.size(); ++i) {
-        if (sources_[i].kind != Argument::Kind::kInteger) {
+        if (sources_[i].kind != Argument::Kind::kInteger &&
+            sources_[i].kind != Argument::Kind::kPersistent) {
             values_[i] = reinterpret_cast<uint64_t>(
                 address(sources_[i], inputs, outputs, static_cast<char const*>(workspace)));
         }

@@ -8,6 +8,7 @@
 #include "binding.h"
 #include "container.h"
 #include "module_cache.h"
+#include "persistent.h"
 
 namespace ssm_export {
 
@@ -18,7 +19,8 @@ size_t workspace_bytes(Section const& section, Sizes const& sizes);
 class LaunchPlan {
 public:
     // Throws Error: no case takes these sizes, or a grid or an integer is beyond what CUDA takes.
-    LaunchPlan(Section const& section, LoadedKernels const& kernels, Sizes const& sizes,
+    LaunchPlan(Section const& section, LoadedKernels const& kernels,
+               PersistentMemory const& persistent, Sizes const& sizes,
                Positions const& positions);
     LaunchPlan(LaunchPlan&&) = default;
     LaunchPlan(LaunchPlan const&) = delete;  // its parameters are addresses of its own values

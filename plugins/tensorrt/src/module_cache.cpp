@@ -18,7 +18,6 @@ constexpr int kCapabilityMinor = 76;
 constexpr int kMaxDynamicSharedMemory = 8;  // CUfunction_attribute
 constexpr int kErrorLogBuffer = 5;          // CUjit_option
 constexpr int kErrorLogBytes = 6;
-constexpr int kRelaxedCapture = 2;  // CUstreamCaptureMode
 constexpr int kUnraised = 48 * 1024;
 
 struct Device {
@@ -27,24 +26,6 @@ struct Device {
 };
 
 std::string dotted(int capability) { return text(capability / 10, ".", capability % 10); }
-
-// While it lives, loading a module does not disturb a capture on another stream.
-class RelaxedCapture {
-public:
-    explicit RelaxedCapture(Driver const& cuda) : cuda_(cuda) { exchange(); }
-    ~RelaxedCapture() { exchange(); }
-    RelaxedCapture(RelaxedCapture const&) = delete;
-    RelaxedCapture& operator=(RelaxedCapture const&) = delete;
-
-private:
-    void exchange() {
-        if (cuda_.exchange_capture_mode != nullptr) {
-            cuda_.exchange_capture_mode(&mode_);
-        }
-    }
-    Driver const& cuda_;
-    int mode_ = kRelaxedCapture;
-};
 
 Device current_device(Driver const& cuda) {
     int device = 0;

@@ -8,6 +8,7 @@ std::vector<Operator> const& operators() {
         {"CausalConv1d", ours, {1}, {"activation"}, {}},
         {"SelectiveScan", ours, {1}, {"dt_softplus"}, {}},
         {"SsdScan", ours, {1}, {"dt_softplus", "dt_min", "dt_max", "chunk_size"}, {}},
+        {"ConvSsdScan", ours, {1}, {"activation", "dt_softplus", "dt_min", "dt_max"}, {}},
         {"LinearRecurrence", ours, {1}, {"chunk_size"}, {}},
         {"LtiScan", ours, {1}, {"chunk_size"}, {}},
         {"GatedDeltaRule", ours, {1}, {"scale", "chunk_size"}, {}},

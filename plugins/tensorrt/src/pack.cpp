@@ -28,6 +28,19 @@ std::string pack_path() {
     return (slash == std::string::npos ? "" : library.substr(0, slash + 1)) + "kernels.ssmk";
 }
 
+namespace {
+
+// Until the next file is read. read_sections takes a section that is in use as it is, so the next
+// node of the graph reads the same file without decompressing any of it.
+void keep_in_use(Sections sections) {
+    static std::mutex mutex;
+    static Sections kept;
+    std::lock_guard<std::mutex> const lock(mutex);
+    kept.swap(sections);
+}
+
+}  // namespace
+
 Sections read_pack(std::string const& path) {
     errno = 0;
     std::ifstream file(path, std::ios::binary);
@@ -41,12 +54,8 @@ Sections read_pack(std::string const& path) {
     if (file.bad()) {
         fail(path, " cannot be read: ", std::strerror(errno));
     }
-    // Kept, so that the next node of the graph finds them read.
-    static std::mutex mutex;
-    static Sections latest;
     Sections sections = read_sections(bytes, path);
-    std::lock_guard<std::mutex> const lock(mutex);
-    latest = sections;
+    keep_in_use(sections);
     return sections;
 }
 

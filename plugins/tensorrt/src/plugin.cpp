@@ -215,6 +215,7 @@ IPluginV3* Plugin::attachToContext(nvinfer1::IPluginResourceContext*) noexcept {
             auto made = std::make_unique<Plugin>(*this);
             for (auto const& section : candidates_) {
                 made->kernels_.push_back(load_kernels(section));
+                made->persistent_.push_back(std::make_unique<PersistentMemory const>(*section));
             }
             attached = made.release();
         });
@@ -237,8 +238,8 @@ void Plugin::bind_shapes(PluginTensorDesc const* in, int32_t inputs, PluginTenso
         shapes.push_back(in[i].dims);
     }
     bound_.emplace(Bound{std::move(shapes), outputs,
-                         LaunchPlan(section, *kernels_[choice.candidate], sizes,
-                                    choice.positions)});
+                         LaunchPlan(section, *kernels_[choice.candidate],
+                                    *persistent_[choice.candidate], sizes, choice.positions)});
 }
 
 bool Plugin::is_bound(PluginTensorDesc const* in) const {

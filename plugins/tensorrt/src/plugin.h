@@ -14,6 +14,7 @@
 #include "launch_plan.h"
 #include "module_cache.h"
 #include "operators.h"
+#include "persistent.h"
 
 namespace ssm_export {
 
@@ -99,6 +100,7 @@ private:
     std::vector<bool> configured_;  // the candidates that a profile needs
 
     std::vector<std::shared_ptr<LoadedKernels const>> kernels_;  // of the candidates, if attached
+    std::vector<std::unique_ptr<PersistentMemory const>> persistent_;  // likewise
     std::optional<Bound> bound_;
 
     std::string serialized_;

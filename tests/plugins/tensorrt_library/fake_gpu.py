@@ -46,6 +46,7 @@ class FakeGpu:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         library.fake_history.restype = ctypes.c_char_p
+        library.fake_allocated.restype = ctypes.c_uint64
         self._kernels: dict[int, tuple[Kernel, int]] = {}
         self._numbers = itertools.count(1)
         self._memory: list[torch.Tensor] = []
@@ -58,7 +59,8 @@ class FakeGpu:
     def reset(self) -> None:
         """No failures, launches or memory, one context on one chip; raises what a launch did."""
         for name in ("cuInit", "cuModuleLoadDataEx", "cuModuleGetFunction", "cuLaunchKernel",
-                     "cuFuncSetAttribute", "cuCtxGetCurrent"):  # fmt: skip
+                     "cuFuncSetAttribute", "cuCtxGetCurrent", "cuMemAlloc",
+                     "cuMemsetD8Async"):  # fmt: skip
             self.fail(name, 0)
         self.device(CAPABILITY)
         self.context(1)
@@ -88,6 +90,10 @@ class FakeGpu:
     def modules(self) -> int:
         """How many modules are loaded."""
         return self._library.fake_modules()
+
+    def allocations(self) -> int:
+        """How many allocations there are."""
+        return self._library.fake_allocations()
 
     def section(
         self, plan: Plan, capabilities: tuple[int | str, ...] = (CAPABILITY,), **image: Any
@@ -161,4 +167,8 @@ class FakeGpu:
             if start <= address < start + size:
                 raw = (ctypes.c_ubyte * (start + size - address)).from_address(address)
                 return torch.frombuffer(raw, dtype=getattr(torch, kind))
+        size = self._library.fake_allocated(ctypes.c_uint64(address))
+        if size:
+            raw = (ctypes.c_ubyte * size).from_address(address)
+            return torch.frombuffer(raw, dtype=getattr(torch, kind))
         raise AssertionError(f"a kernel was given {address:#x}, where there is nothing")

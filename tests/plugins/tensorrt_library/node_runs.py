@@ -84,8 +84,9 @@ class Node:
         outputs = [in_profile(o, least, most) for o in self.plan.outputs]
         assert self.plugin.outputs() == len(outputs)
         wanted = [o.type for o in self.plan.outputs]
-        assert self.plugin.output_types([one.type for one in inputs]) == wanted, self.harness.log()
-        assert self.plugin.output_shapes(inputs) is not None, self.harness.log()
+        given, count = [one.type for one in inputs], len(outputs)
+        assert self.plugin.output_types(given, count) == wanted, self.harness.log()
+        assert self.plugin.output_shapes(inputs, count) is not None, self.harness.log()
         tensors = [*inputs, *outputs]
         assert all(self.plugin.supports(i, tensors, len(inputs)) for i in range(len(tensors)))
         assert self.plugin.configure(inputs, outputs), self.harness.log()
@@ -147,6 +148,12 @@ def feeds_of(
     inputs = spec.make_inputs(rng, {**spec.sizes, **sizes}, omit, ragged)
     feeds = rounded(spec, inputs, {"T": kind, "S": "float32"})
     return feeds, {name: to_torch(value) for name, value in feeds.items()}
+
+
+def same_buffer(spec: OpSpec) -> dict[str, str]:
+    """Every state to the input that it continues."""
+    states = [port.name for port in spec.outputs if "T" not in port.axes]
+    return {name: name.replace("present", "past") for name in states}
 
 
 def arrays(made: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:

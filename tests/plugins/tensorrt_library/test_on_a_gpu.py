@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from kernel_calls import call_of
-from node_runs import Node, arrays, feeds_of, fields_of
+from node_runs import Node, arrays, feeds_of, fields_of, same_buffer
 from one_call import PRECISION, assert_within
 from plugin_harness import Harness
 
-from ssm_export.ops import OpSpec, all_ops
+from ssm_export.ops import OpSpec, all_ops, fused_ops
 from ssm_export_plugins import aot, kernels
 from ssm_export_plugins.plan import Chip
 
@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use"),
 ]
-OPS = [spec for spec in all_ops().values() if kernels.has_kernels(spec.name)]
+OPS = [spec for spec in (all_ops() | fused_ops()).values() if kernels.has_kernels(spec.name)]
 by_name = pytest.mark.parametrize("spec", OPS, ids=lambda spec: spec.name)
 
 
@@ -75,7 +75,7 @@ def test_state_in_place(spec: OpSpec, harness: Harness) -> None:
     context = built(harness, spec, "float32").attach()
     for time in (1, 100):
         feeds, tensors = feeds_of(spec, "float32", {"B": 2, "T": time})
-        made = context.run(tensors, {"B": 2, "T": time}, in_place={"present": "past"})
+        made = context.run(tensors, {"B": 2, "T": time}, in_place=same_buffer(spec))
         assert made is not None, harness.log()
         check(spec, feeds, made, "float32")
 

@@ -9,7 +9,7 @@ from fake_gpu import FakeGpu
 from node_runs import fields_of, in_profile, make_node, plan_of, tensor_of
 from plugin_harness import OTHER_FORMAT, FieldValue, Harness, Phase, Tensor
 
-from ssm_export.ops import all_ops, get
+from ssm_export.ops import all_ops, fused_ops, get
 from ssm_export_plugins.plan import Plan
 
 CONV = get("CausalConv1d")
@@ -32,7 +32,7 @@ def test_every_operator_has_a_creator(harness: Harness) -> None:
     """Under its name, in our namespace, asking the parser for all of its attributes."""
     found = {(name, space): (version, fields) for name, version, space, *fields
              in harness.creators()}  # fmt: skip
-    for spec in all_ops().values():
+    for spec in (all_ops() | fused_ops()).values():
         version, fields = found[spec.name, "ssm_export"]
         assert version == "1"
         assert {*spec.attributes, "kernels"} <= set(fields)

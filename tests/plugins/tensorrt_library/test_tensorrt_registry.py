@@ -18,7 +18,7 @@ from node_runs import in_profile, plan_of
 from onnx import TensorProto, helper
 from plugin_harness import Harness
 
-from ssm_export.ops import all_ops, get
+from ssm_export.ops import all_ops, fused_ops, get
 from ssm_export_plugins.library import NAME
 
 CONV = get("CausalConv1d")
@@ -52,7 +52,7 @@ def collection(runtime: Any, fields: Mapping[str, Any]) -> Any:
 
 def test_creators(registry: Any) -> None:
     found = {(one.name, one.plugin_namespace): one for one in registry.all_creators_recursive}
-    for name in all_ops():
+    for name in all_ops() | fused_ops():
         assert found[name, "ssm_export"].plugin_version == "1"
         assert "kernels" in [field.name for field in found[name, "ssm_export"].field_names]
     assert {("LinearAttention", ""), ("CausalConvWithState", "")} <= set(found)
