@@ -60,8 +60,7 @@ def prepare(
         else:
             _check_tensor(plan, operand, given, sizes, str(device))
         made[operand.name] = given
-    tensors = {**inputs, **{f"out:{name}": tensor for name, tensor in made.items()}}
-    outputs_of = {operand.name for operand in plan.outputs}
+    tensors = {**inputs, **made}  # no operator has an output of an input's name
     scratch: dict[str, torch.Tensor] = {}
     launches = plan.case(sizes).launches
     for one in launches:
@@ -79,15 +78,18 @@ def prepare(
         names = [n for n in one.kernel.function.arg_names if n not in values]
         for name, argument in zip(names, one.arguments, strict=True):
             if isinstance(argument, Tensor):
-                is_output = argument.port in outputs_of
-                values[name] = tensors[f"out:{argument.port}" if is_output else argument.port]
+                values[name] = tensors[argument.port]
             elif isinstance(argument, (Workspace, Persistent)):
                 values[name] = scratch[argument.name]
             else:
                 values[name] = argument.value(sizes)
         grid = tuple(axis.value(sizes) for axis in one.grid)
         options = {"num_warps": one.kernel.num_warps, "num_stages": one.kernel.num_stages}
-        return lambda: one.kernel.function[grid](**values, **options) and None
+
+        def call() -> None:
+            one.kernel.function[grid](**values, **options)
+
+        return call
 
     calls = [bound(one) for one in launches]
 

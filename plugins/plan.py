@@ -221,8 +221,10 @@ class Builder:
 
     Args:
         spec: the operator.
-        call: present inputs, attributes and static sizes.
-        types: further scratch types are given with each :class:`Workspace`.
+        call: present inputs, attributes, types and static sizes.
+
+    Attributes:
+        operands: port to operand, of every input that is there and every output.
     """
 
     spec: OpSpec
@@ -238,8 +240,11 @@ class Builder:
         """The argument of a port; None where the call leaves it out."""
         return Tensor(port) if port in self.operands else None
 
-    def size(self, letter: str) -> Operand | Any:
-        """The size of an axis: an integer, or the symbol of ``B`` or ``T``."""
+    def size(self, letter: str) -> Any:
+        """The size of an axis: an int, or the :class:`Expr` of the symbol ``B`` or ``T``.
+
+        An int becomes a compile-time constant of a kernel, an expression an argument at run time.
+        """
         return self.call.sizes.get(letter, symbol(letter))
 
     def launch(
@@ -302,7 +307,8 @@ class Builder:
     def _operand(self, port: Port) -> Operand:
         sizes = dict(self.call.sizes)
         if "K" in sizes:
-            sizes["-"] = sizes["K"] - 1
+            sizes["-"] = sizes["K"] - 1  # the axis of a convolution's state
+        # "T" and "S" are the call's types of activations and states, others are ONNX's own names.
         kind = self.call.type(port.type) if port.type in "TS" else port.type
         return Operand(port.name, kind, tuple(sizes.get(axis, axis) for axis in port.axes))
 
