@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton decides when it is imported whether kernels are interpreted, and parts of torch that
+    # other tests use import it.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from families import FAMILIES, save_tiny
 
 

@@ -1,8 +1,7 @@
-"""Kernels run under Triton's interpreter where there is no GPU; it is chosen before any import."""
+"""Under the interpreter, which runs kernels where there is no GPU, bf16 is made what GPUs have."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import ml_dtypes
@@ -47,7 +46,6 @@ def multiply_bfloat16() -> None:
 
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
     round_to_nearest()
     multiply_bfloat16()
 load_plugins()
