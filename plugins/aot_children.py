@@ -83,6 +83,7 @@ class _Child:
     """One compiler process: a request per line in, an answer per line out."""
 
     def __init__(self) -> None:
+        # Closed by close(), with the process that writes it.
         self._log: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._cache = tempfile.TemporaryDirectory(prefix="ssm-export-", ignore_cleanup_errors=True)
         self._process = subprocess.Popen(

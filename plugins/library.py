@@ -66,11 +66,6 @@ def find_library() -> Path | None:
     return next((folder / NAME for folder in folders if (folder / NAME).is_file()), None)
 
 
-def library_hash(library: Path) -> str:
-    """SHA-256 of the library, as manifests have it."""
-    return hashlib.sha256(library.read_bytes()).hexdigest()
-
-
 def architecture(library: Path) -> str:
     """The machine that an ELF file is for, as ``platform.machine`` names it; empty for others."""
     with library.open("rb") as file:

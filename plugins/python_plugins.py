@@ -258,6 +258,7 @@ def _register(
 
     names = [operand.name for operand in plan.inputs]
     inputs = dict.fromkeys(names, described)
+    # TensorRT reads signatures, which mypy does not know functions to have.
     describe.__signature__ = _signature(inputs, several)  # type: ignore[attr-defined]
     plugin.register(name)(describe)
     found = _signature({**inputs, "outputs": several}, list[plugin.AutoTuneCombination])

@@ -42,6 +42,7 @@ def _rearrange(tensor: torch.Tensor, pattern: str, **sizes: int) -> torch.Tensor
 
 
 def _repeat(tensor: torch.Tensor, pattern: str, **sizes: int) -> torch.Tensor:
+    """mamba-ssm imports it; the forward passes that are timed do not call it."""
     raise NotImplementedError(f"einops is not installed, and {pattern!r} is not known")
 
 

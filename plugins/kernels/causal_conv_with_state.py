@@ -19,17 +19,10 @@ from ssm_export import errors
 from ssm_export.errors import SsmExportError
 from ssm_export.ops import Call, OpSpec
 from ssm_export_plugins.expressions import cdiv, symbol
+from ssm_export_plugins.kernels.causal_conv1d import MAX_TAPS, activated
 from ssm_export_plugins.plan import ALWAYS, Builder, Case, Chip, Plan
 
-MAX_TAPS = 8
 VECTOR = 8
-
-
-@triton.jit
-def _activated(y, SILU: tl.constexpr):
-    if SILU:
-        y = y / (1.0 + tl.exp(-y))
-    return y
 
 
 @triton.jit
@@ -71,7 +64,7 @@ def causal_conv_with_state_prefill(
                     total += carried.to(tl.float32) * tap[:, None]
     tl.store(
         y + base[:, None] + t[None, :],
-        _activated(total, SILU).to(y.dtype.element_ty),
+        activated(total, SILU).to(y.dtype.element_ty),
         mask=valid,
     )
     if K > 1:
@@ -117,7 +110,7 @@ def causal_conv_with_state_step(
             carried = tl.zeros([BLOCK_D], dtype=x_raw.dtype)
         window = window + (carried,)
     window = window + (x_raw,)
-    result = _activated(total, SILU)
+    result = activated(total, SILU)
     tl.store(y + row.to(tl.int64) * D + d, result.to(y.dtype.element_ty), mask=inside)
     for k in tl.static_range(K - 1):
         tl.store(present + before + k, window[k + 1], mask=inside)

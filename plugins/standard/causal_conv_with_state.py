@@ -9,7 +9,7 @@ import numpy as np
 
 from ssm_export import errors
 from ssm_export.errors import SsmExportError
-from ssm_export.ops import Call, OpSpec, Port, Tolerance
+from ssm_export.ops import Call, OpSpec, Port, causal_conv1d
 from ssm_export.ops.spec import AttributeValue, Inputs, Outputs
 from ssm_export_plugins.standard import _shapes
 from ssm_export_plugins.standard._shapes import Shape
@@ -126,10 +126,6 @@ SPEC = OpSpec(
     reference=reference,
     make_inputs=make_inputs,
     bodies={},
-    tolerances={
-        "fp32": Tolerance(3e-4, 1e-3, 1e-10),
-        "fp16": Tolerance(3e-3, 5e-3, 2e-7),
-        "bf16": Tolerance(1e-2, 5e-2, 1e-5),
-    },
+    tolerances=causal_conv1d.SPEC.tolerances,
     sizes={"B": 2, "T": 16, "D": 24, "K": 4},
 )

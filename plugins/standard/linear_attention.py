@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ssm_export.ops import Call, OpSpec, Port, Tolerance
+from ssm_export.ops import Call, OpSpec, Port, ssd_scan
 from ssm_export.ops.spec import AttributeValue, Inputs, Outputs
 from ssm_export_plugins.standard import _shapes
 from ssm_export_plugins.standard._shapes import Shape
@@ -200,10 +200,6 @@ SPEC = OpSpec(
     reference=reference,
     make_inputs=make_inputs,
     bodies={},
-    tolerances={
-        "fp32": Tolerance(3e-4, 1e-3, 1e-10),
-        "fp16": Tolerance(5e-3, 1e-2, 2e-7),
-        "bf16": Tolerance(1e-2, 5e-2, 1e-5),
-    },
+    tolerances=ssd_scan.SPEC.tolerances,
     sizes={"B": 2, "T": 16, "H": 2, "G": 2, "K": 16, "V": 24},
 )

@@ -14,6 +14,7 @@ from ssm_export import errors
 from ssm_export.bundle import UNIFIED, Bundle, disk_errors, write_atomically
 from ssm_export.engines._graphs import store_graph
 from ssm_export.errors import SsmExportError
+from ssm_export.machine import machine_platform
 from ssm_export.progress import SILENT, Progress
 from ssm_export.resources import load_plugins
 from ssm_export.targets import Target
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
 PLUGIN: Final = "plugin"
 """The lowering that turns scans into plugin nodes; a bundle names it with its target."""
-
-
-LIBRARY: Final = "libssm_export_plugins.so"
-"""The plugin library's file name."""
 
 
 def plugin_lowering(target: Target) -> str:
@@ -130,6 +127,18 @@ def find_library() -> Path | None:
 
     found = find()
     return Path(found) if found else None
+
+
+def library_on(target: Target) -> Path:
+    """The plugin library as a command on a target names it.
+
+    The one here where it could run there too, and else its bare name.
+    """
+    load_plugins()
+    from ssm_export_plugins.library import NAME
+
+    here = target.platform in ("", machine_platform())
+    return (find_library() if here else None) or Path(NAME)
 
 
 def require_library() -> Path:

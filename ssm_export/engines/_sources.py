@@ -13,7 +13,6 @@ from ssm_export.engines._graphs import graph_ports, load_graph, refuse_unbuildab
 from ssm_export.engines._ports import Port
 from ssm_export.engines._trt_profile import Ranges, trtexec_command
 from ssm_export.errors import SsmExportError
-from ssm_export.machine import machine_platform
 from ssm_export.progress import SILENT, Progress
 from ssm_export.targets import Target
 
@@ -106,14 +105,10 @@ def sources(
 
 
 def _planned(bundle: Bundle, target: Target, ranges: Ranges) -> Source:
-    """The plugin graph where it is or will be, for a command that is shown: nothing is compiled.
-
-    The library is the one here where it could run there, and else its bare name.
-    """
+    """The plugin graph where it is or will be, for a command that is shown: nothing is compiled."""
     path = bundle.path / "onnx" / _plugins.plugin_graph_name(target)
     canonical = load_graph(bundle.graph_path("prefill", "canonical"))
-    here = target.platform in ("", machine_platform())
-    library = (_plugins.find_library() if here else None) or Path(_plugins.LIBRARY)
+    library = _plugins.library_on(target)
     return _unified(target, ranges, path, canonical, library)
 
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from onnx_evaluator import GatherElements
 
 from ssm_export.bundle import Bundle
 from ssm_export.lowering import PLUGIN_DOMAIN, Lowered, fuse_calls, lower_for_plugin
@@ -39,15 +40,6 @@ def as_reference_operator(spec: OpSpec) -> type[OpRun]:
         return tuple(found[port.name].astype(inputs[0].dtype) for port in spec.outputs)
 
     return type(spec.name, (OpRun,), {"op_domain": PLUGIN_DOMAIN, "_run": run})
-
-
-class GatherElements(OpRun):
-    """The evaluator's own goes through ``numpy.choose``, which takes 64 arrays at most."""
-
-    op_domain = ""
-
-    def _run(self, data: np.ndarray, indices: np.ndarray, axis: int = 0) -> tuple[np.ndarray]:
-        return (np.take_along_axis(data, indices, axis),)
 
 
 @pytest.fixture

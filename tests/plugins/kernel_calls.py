@@ -13,6 +13,7 @@ from one_call import rounded
 
 from ssm_export.ops import Call, OpSpec
 from ssm_export_plugins import kernels
+from ssm_export_plugins.gpu_check import correctness
 from ssm_export_plugins.launch import run
 from ssm_export_plugins.plan import Chip, Plan
 
@@ -66,15 +67,7 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 def poisoned(plan: Plan, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
     """Outputs full of NaN, so that an element nobody writes is seen."""
-    return {
-        out.name: torch.full(
-            [n if isinstance(n, int) else sizes[n] for n in out.shape],
-            float("nan"),
-            dtype=getattr(torch, out.type),
-            device=DEVICE,
-        )
-        for out in plan.outputs
-    }
+    return correctness.poisoned(plan, sizes, DEVICE)
 
 
 def poisoned_memory() -> Any:

@@ -55,7 +55,7 @@ class Creation(enum.Enum):
     UNKNOWN, PREFER_JIT, PREFER_AOT, STRICT_JIT, STRICT_AOT = range(5)
 
 
-class Dims(list):  # type: ignore[type-arg]
+class Dims(list):
     MAX_DIMS = 8
 
     def __init__(self, sizes: Any = 0) -> None:
@@ -84,7 +84,7 @@ def stand_in(folder: Path) -> types.ModuleType:
     module.PluginTensorDesc = Description
     module.DynamicPluginTensorDesc = type("DynamicPluginTensorDesc", (Description,), {})
     sys.modules["tensorrt"] = module
-    return module  # type: ignore[no-any-return]
+    return module
 
 
 def main() -> None:
@@ -148,7 +148,7 @@ def build(trt: Any, lib: Any, name: str, spec: Any, call: Any) -> dict[str, Any]
     }
 
 
-class Extra(dict):  # type: ignore[type-arg]
+class Extra(dict):
     """``ISymExprs``: how many there are, and each."""
 
     nbSymExprs = 0  # noqa: N815  (TensorRT's name)

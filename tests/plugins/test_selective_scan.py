@@ -53,7 +53,7 @@ def test_segments_fill_the_chip_and_cover_every_token(chip: Chip, channels: int)
     small = {"B": 1, "T": 2, "D": 3, "N": 2}
     inputs = SPEC.make_inputs(np.random.default_rng(0), small)
     call = call_of(SPEC, inputs, TYPES)
-    call.sizes.update({"D": channels, "N": 16})  # type: ignore[attr-defined]
+    call.sizes.update({"D": channels, "N": 16})
     plan = make_plan(SPEC, call, chip)
     split = 0
     for batch in (1, 2, 3, 16, 64, 300):

@@ -17,6 +17,7 @@ from fake_gpu import FakeGpu
 from node_runs import plan_of
 
 from ssm_export import errors
+from ssm_export.bundle import sha256
 from ssm_export.errors import SsmExportError
 from ssm_export.ops import get
 from ssm_export_plugins import library
@@ -96,9 +97,7 @@ def test_a_machine_without_a_driver(built: Path, gpu: FakeGpu, tmp_path: Path) -
 def test_library_hash(tmp_path: Path) -> None:
     file = tmp_path / library.NAME
     file.write_bytes(b"abc")
-    assert library.library_hash(file) == (
-        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    )
+    assert sha256(file) == ("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
 
 
 def test_find_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from kernel_calls import ORIN, make_plan, to_numpy, to_torch
 from node_runs import Node
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from onnx_evaluator import GatherElements
 from plugin_harness import Harness
 
 from ssm_export.bundle import Bundle
@@ -31,15 +32,6 @@ from ssm_export_plugins.plan import Plan
 
 PIECES = (1, 7, 1, 33, 1)
 """Tokens of each call: single tokens between pieces of a prompt, as a session makes them."""
-
-
-class GatherElements(OpRun):
-    """The evaluator's own goes through ``numpy.choose``, which takes 64 arrays at most."""
-
-    op_domain = ""
-
-    def _run(self, data: np.ndarray, indices: np.ndarray, axis: int = 0) -> tuple[np.ndarray]:
-        return (np.take_along_axis(data, indices, axis),)
 
 
 def plugin_operator(
