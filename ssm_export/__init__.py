@@ -1,7 +1,7 @@
 """ssm-export: state-space models from PyTorch to verified ONNX graphs and TensorRT engines.
 
-The public functions are the verbs of the command line: :func:`export`, :func:`build`,
-:func:`verify`, :func:`bench`, :func:`generate`, :func:`inspect`, :func:`doctor`,
+The public functions are the verbs of the command line: :func:`export`, :func:`quantize`,
+:func:`build`, :func:`verify`, :func:`bench`, :func:`generate`, :func:`inspect`, :func:`doctor`,
 :func:`kernels`, :func:`list_items`; :class:`Bundle` is what they hand each other.
 They are loaded on first use.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         inspect,
         kernels,
         list_items,
+        quantize,
         verify,
     )
     from ssm_export.bundle import Bundle
@@ -39,6 +40,7 @@ __all__ = [
     "inspect",
     "kernels",
     "list_items",
+    "quantize",
     "verify",
 ]
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ssm_export.generation import Generation
     from ssm_export.inspection import InspectReport
     from ssm_export.kernel_pack import KernelsReport
+    from ssm_export.quantization.preview import QuantizePreview
+    from ssm_export.quantization.report import QuantizeReport
     from ssm_export.verification import Reference, VerifyReport
 
 PathLike = str | os.PathLike[str]
@@ -76,6 +78,68 @@ def export(
         verify=verify,
     )
     return exporter.export(checkpoint, output, options, dry_run=dry_run, progress=progress)
+
+
+def quantize(
+    bundle: PathLike | Bundle,
+    output: PathLike,
+    *,
+    recipe: PathLike = "w8a16",
+    calibration: PathLike | None = None,
+    evaluation: PathLike | None = None,
+    target: str | None = None,
+    state_dtype: str | None = None,
+    sequences: int | None = None,
+    tokens: int | None = None,
+    ablation: bool = False,
+    sensitivity: bool | None = None,
+    long_drift: bool = False,
+    verify: bool = True,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> QuantizeReport | QuantizePreview:
+    """Quantize a float bundle into a new, verified bundle, and measure what that cost.
+
+    Args:
+        bundle: the float bundle or its folder; it is only read.
+        output: the bundle to make; it must not exist.
+        recipe: a name of ``list recipes``, or a YAML file.
+        calibration: text, token ids, recorded inputs, or a quantized bundle whose data and
+            statistics are taken again; the model writes its own text when None.
+        evaluation: held-out data; the end of the calibration data when None.
+        target: the device that it is for: what it cannot compute with is refused.
+        state_dtype: ``fp32``, ``fp16`` or ``int8``; the recipe's choice when None.
+        sequences: rows of calibration; the recipe's when None.
+        tokens: of a row; the recipe's when None.
+        ablation: also measure the recipe with each of its steps left out.
+        sensitivity: measure every tensor alone; done where it takes minutes at most when None.
+        long_drift: also decode 65 536 tokens, whatever it takes.
+        verify: whether the graphs must pass, and the loss be within the recipe's limit.
+        dry_run: give a preview of what would become of every tensor, and write nothing.
+        progress: shows bars.
+    """
+    from ssm_export.bundle import refuse_existing
+    from ssm_export.quantization import quantizer
+
+    options = quantizer.QuantizeOptions(
+        recipe=os.fspath(recipe),
+        calibration=None if calibration is None else os.fspath(calibration),
+        evaluation=None if evaluation is None else os.fspath(evaluation),
+        target=target,
+        state_dtype=state_dtype,
+        sequences=sequences,
+        tokens=tokens,
+        ablation=ablation,
+        sensitivity=sensitivity,
+        long_drift=long_drift,
+        verify=verify,
+    )
+    if dry_run:
+        from ssm_export.quantization.preview import planned
+
+        refuse_existing(output)
+        return planned(quantizer.prepare(_open(bundle), options), progress)
+    return quantizer.quantize(_open(bundle), output, options, progress=progress)
 
 
 def kernels(
@@ -275,10 +339,15 @@ def doctor() -> DoctorReport:
 
 
 def list_items(what: str) -> list[dict[str, Any]]:
-    """List ``models``, ``ops`` or ``targets``: a dict per item, with its ``name`` first."""
+    """List ``models``, ``ops``, ``targets`` or ``recipes``: dicts with their ``name`` first."""
     from ssm_export import listing
 
-    makers = {"models": listing.models, "ops": listing.operators, "targets": listing.targets}
+    makers = {
+        "models": listing.models,
+        "ops": listing.operators,
+        "targets": listing.targets,
+        "recipes": listing.recipes,
+    }
     if what not in makers:
         raise SsmExportError(
             errors.BAD_OPTION,

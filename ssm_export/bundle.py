@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -33,6 +34,11 @@ FORMS: Final = ("step", "prefill")
 UNIFIED: Final = "unified"
 """The graph, and the engine, that serve as both forms with one copy of the weights; a bundle has it
 where it holds scans as plugins."""
+SSM: Final = "ssm"
+"""Kind of a scan's state."""
+SSM_SCALE: Final = "ssm_scale"
+"""Kind of the scales of an int8 state: its numbers are codes times scales."""
+_ITEM_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,9 @@ class StateSpec:
 
     ``shape`` holds integers, and the name of the batch axis where the batch stands.
     ``layout`` spells the axes with the letters of the glossary, such as ``"B,D,N"``.
-    ``kind`` is ``conv`` or ``ssm``; ``dtype`` one of ``float32``, ``float16``, ``bfloat16``.
+    ``kind`` is ``conv`` or ``ssm``; ``dtype`` one of ``float32``, ``float16``, ``bfloat16``. An
+    ``ssm`` state of type ``int8`` holds codes. The state after it, of kind ``ssm_scale`` and of the
+    same layer, holds a float32 scale for each block of the last axis: its last size counts them.
     """
 
     name_in: str
@@ -52,6 +60,12 @@ class StateSpec:
     dtype: str
     layout: str
     initial_value: float = 0.0
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of one batch row."""
+        sizes = [size for size in self.shape if isinstance(size, int)]
+        return math.prod(sizes) * _ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -109,7 +123,7 @@ class Manifest:
         family: the model type, such as ``mamba2``.
         sizes: sizes of the model by their letters or config names.
         precision: type of weights and activations: ``fp32``, ``fp16`` or ``bf16``.
-        state_dtype: type of the SSM state: ``fp32`` or ``fp16``.
+        state_dtype: type of the SSM state: ``fp32``, ``fp16`` or ``int8``.
         logits: ``last`` or ``all`` positions.
         ragged: whether the graphs take ``sequence_lengths (B,)`` int32.
         states: the states in graph order.
@@ -117,11 +131,13 @@ class Manifest:
             ``unified`` has the lowerings ``plugin-<target>``, one for each that was asked for.
         lowering: the lowering that runners take by default, why, and what was measured.
         weights: the one file that every graph points into.
+        packed_weights: lowering to a file of its own, where it packs weights in its own way.
         parity: the recorded vectors.
         rounding: kind of case to tensor to the error of the torch model itself in this precision,
             ``nmse`` and ``element``; see :mod:`ssm_export.verification.rounding`.
         measured: worst errors seen when the bundle was verified.
         engines: engines built so far.
+        quantization: what was quantized how, and what it cost; empty for a float bundle.
         versions: versions of the tools that made the bundle.
         verified: whether the graphs passed verify when the bundle was written.
     """
@@ -137,6 +153,7 @@ class Manifest:
     graphs: dict[str, dict[str, FileEntry]]
     lowering: dict[str, Any]
     weights: FileEntry
+    packed_weights: dict[str, FileEntry] = field(default_factory=dict)
     parity: tuple[ParityEntry, ...] = ()
     rounding: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     measured: dict[str, float] = field(default_factory=dict)
@@ -144,6 +161,7 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
     verified: bool = False
+    quantization: dict[str, Any] = field(default_factory=dict)
     files: tuple[FileEntry, ...] = ()
     """Files copied from the checkpoint: config, tokenizer."""
 
@@ -182,6 +200,10 @@ class Manifest:
                 for form, graphs in fields["graphs"].items()
             }
             fields["weights"] = FileEntry(**fields["weights"])
+            fields["packed_weights"] = {
+                lowering: FileEntry(**entry)
+                for lowering, entry in fields.get("packed_weights", {}).items()
+            }
             fields["files"] = tuple(FileEntry(**entry) for entry in fields.get("files", ()))
             fields["parity"] = tuple(
                 ParityEntry(**{**entry, "file": FileEntry(**entry["file"])})
@@ -258,7 +280,7 @@ class Bundle:
     def check_hashes(self) -> None:
         """Compare every graph, the weights and the parity files with the manifest."""
         manifest = self.manifest
-        entries = [manifest.weights, *manifest.files]
+        entries = [manifest.weights, *manifest.packed_weights.values(), *manifest.files]
         entries += [entry for graphs in manifest.graphs.values() for entry in graphs.values()]
         entries += [parity.file for parity in manifest.parity]
         for entry in entries:

@@ -88,6 +88,13 @@ NOT_VERIFIED = _code(702, "the bundle does not pass verify, so its speed means n
 NO_TOKENIZER = _code(703, "the bundle has no tokenizer")
 EMPTY_PROMPT = _code(704, "the prompt has no tokens", EXIT_USAGE)
 
+# 8xx quantize
+BAD_CALIBRATION = _code(801, "calibration or evaluation data cannot be used", EXIT_USAGE)
+UNSUPPORTED_SCHEME = _code(802, "the target cannot compute with this number format", EXIT_USAGE)
+SCALE_UNDERFLOW = _code(803, "a quantization scale is too small for its type")
+ALREADY_QUANTIZED = _code(804, "the bundle is quantized already", EXIT_USAGE)
+QUALITY_LOST = _code(805, "quantization cost more quality than the recipe allows")
+
 INTERNAL = _code(901, "something unexpected went wrong in this program")
 INTERRUPTED = _code(130, "interrupted by the user", 130)
 
@@ -139,6 +146,17 @@ def missing_package(package: str, extra: str, purpose: str) -> SsmExportError:
         MISSING_PACKAGE,
         f"{purpose} needs the package '{package}', which is not installed",
         fix=f"pip install 'ssm-export[{extra}]'",
+    )
+
+
+def bf16_state() -> SsmExportError:
+    """The refusal of a recurrent state in bf16, wherever it is asked for."""
+    return SsmExportError(
+        BAD_OPTION,
+        "a bf16 state drifts by 4e-2 within 4096 steps",
+        where="--state-dtype bf16",
+        why="each step adds to the state, and bf16 keeps 8 bits of it",
+        fix="--state-dtype fp32 (or fp16 where memory is short)",
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -11,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import onnx
 import onnx_ir as ir
 import torch
 import yaml
@@ -30,7 +28,13 @@ from ssm_export.bundle import (
 from ssm_export.checkpoints import Checkpoint, open_checkpoint
 from ssm_export.engines._plugins import PLUGIN, plugin_graph, plugin_lowering
 from ssm_export.errors import SsmExportError
-from ssm_export.lowering import LOWERINGS, attach_bodies, lower
+from ssm_export.graph_files import (
+    CANONICAL,
+    LARGE_WEIGHTS_BYTES,
+    fastest_lowering,
+    write_graphs,
+)
+from ssm_export.lowering import LOWERINGS, attach_bodies
 from ssm_export.models import family
 from ssm_export.models.base import DTYPES, RecurrentLM
 from ssm_export.progress import SILENT, Progress
@@ -38,21 +42,14 @@ from ssm_export.recording import record_parity
 from ssm_export.references.torch_model import TorchReference
 from ssm_export.targets import get_target
 from ssm_export.trace import build_fake, trace
+from ssm_export.verification.release import verify_or_refuse
 from ssm_export.weights import Weights, write_weights
 
 if TYPE_CHECKING:
-    from ssm_export.engines import Runner
     from ssm_export.verification import VerifyReport
 
-CANONICAL: Final = "canonical"
 AUTO: Final = "auto"
 STATE_DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16}
-LARGE_WEIGHTS_BYTES: Final = 1 << 30
-"""Above this the lowering is not chosen by measuring, and checks run with little memory."""
-LARGE_CHECKS: Final = ("logits", "states")
-"""What is checked before a large bundle appears; the rest is for ``ssm-export verify``."""
-_GRAPH_BYTES: Final = 5_000_000
-"""A graph without its weights stays below this; more means that something was unrolled."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +82,7 @@ class ExportOptions:
     def check(self) -> None:
         """``BAD_OPTION`` names the first value that cannot be used."""
         if self.state_dtype == "bf16":
-            raise SsmExportError(
-                errors.BAD_OPTION,
-                "a bf16 state drifts by 4e-2 within 4096 steps",
-                where="--state-dtype bf16",
-                why="each step adds to the state, and bf16 keeps 8 bits of it",
-                fix="--state-dtype fp32 (or fp16 where memory is short)",
-            )
+            raise errors.bf16_state()
         choices: dict[str, tuple[str, ...]] = {
             "precision": tuple(DTYPES),
             "state_dtype": tuple(STATE_DTYPES),
@@ -203,49 +194,10 @@ def export(
         return ExportReport(Path(output), plan, report[0], report[1])
 
 
-def _verify(bundle: Bundle, *, large: bool, progress: Progress) -> VerifyReport:
-    """The graphs against the vectors just recorded; ``PARITY_FAILED`` names what departs.
-
-    A large bundle is run one graph at a time with little memory, which takes seconds a call, so
-    only logits and states are checked: prefill, and prefill with the last token as a step.
-    """
-    from ssm_export.engines import open_runner
-    from ssm_export.verification import verify
-    from ssm_export.verification.opening import OneForm
-
-    def load() -> Runner:
-        return open_runner(bundle, "onnxruntime", low_memory=large)
-
-    runner = OneForm(load) if large else load()
-    try:
-        checks = LARGE_CHECKS if large else None
-        report = verify(bundle, runner=runner, checks=checks, progress=progress)
-    finally:
-        runner.close()
-    if not report.ok:
-        worst = "; ".join(
-            f"{check.name}: {check.worst:.1e}, allowed {check.tolerance:.1e} ({check.where})"
-            for check in report.failures
-        )
-        raise SsmExportError(
-            errors.PARITY_FAILED,
-            worst,
-            where=f"{bundle.manifest.family}, lowering {bundle.manifest.lowering['chosen']}",
-            fix="export with --no-verify, look closer with "
-            "'ssm-export verify BUNDLE --bisect', and please report it",
-        )
-    return report
-
-
 def _plan(model: RecurrentLM, checkpoint: Checkpoint, options: ExportOptions) -> dict[str, Any]:
     """What will be made, for people and for ``--dry-run``."""
     itemsize = DTYPES[options.precision].itemsize
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    state_bytes = sum(
-        math.prod(size for size in state.shape if isinstance(size, int))
-        * getattr(torch, state.dtype).itemsize
-        for state in model.states()
-    )
     return {
         "source": str(checkpoint.path),
         "layout": checkpoint.layout,
@@ -253,7 +205,7 @@ def _plan(model: RecurrentLM, checkpoint: Checkpoint, options: ExportOptions) ->
         "parameters": parameters,
         "sizes": model.sizes(),
         "weights_bytes": parameters * itemsize,
-        "state_bytes_per_row": state_bytes,
+        "state_bytes_per_row": sum(state.bytes_per_row for state in model.states()),
         "options": asdict(options),
     }
 
@@ -277,7 +229,8 @@ def _fill(
     manifest = bundle.manifest
     manifest.weights = bundle.entry(WEIGHTS)
     manifest.versions = tool_versions()
-    notes = _write_graphs(bundle, graphs, options, progress)
+    wanted = LOWERINGS if options.lowering == AUTO else tuple({_runs_here(options)} - {CANONICAL})
+    notes = write_graphs(bundle, graphs, wanted, progress)
     if options.target is not None:
         made = plugin_graph(bundle, get_target(options.target), progress)
         what = f"onnx/{made.name}, {made.stat().st_size / 1e3:.0f} kB, has the kernels of "
@@ -288,19 +241,21 @@ def _fill(
     rounded = TorchReference(model, weights, exact=False)
     record_parity(bundle, exact, rounded, options.parity, progress)
     large = manifest.weights.bytes > LARGE_WEIGHTS_BYTES
-    _choose_lowering(bundle, options, large=large, progress=progress)
+    if options.lowering == AUTO:
+        manifest.lowering = fastest_lowering(bundle, progress)
+    else:
+        why = "plugins run in TensorRT only" if options.lowering == PLUGIN else "asked for"
+        manifest.lowering = {"chosen": _runs_here(options), "why": why, "measured": {}}
     (folder / "effective_config.yaml").write_text(
         yaml.safe_dump({"export": plan["options"]}, sort_keys=False), encoding="utf-8"
     )
     bundle.save()
     report = None
     if options.verify:
-        report = _verify(bundle, large=large, progress=progress)
+        report, left_out = verify_or_refuse(bundle, large=large, progress=progress)
         manifest.verified = True
         bundle.save()
-        if large:
-            checked = ", ".join(LARGE_CHECKS)
-            notes += (f"checked {checked}; the other checks: ssm-export verify BUNDLE",)
+        notes += left_out
     assert (folder / MANIFEST).is_file()
     return report, notes
 
@@ -332,47 +287,9 @@ def _manifest(
     )
 
 
-def _write_graphs(
-    bundle: Bundle, graphs: Mapping[str, ir.Model], options: ExportOptions, progress: Progress
-) -> tuple[str, ...]:
-    """Save the canonical graphs and their lowerings; each passes ONNX's checker."""
-    wanted = LOWERINGS if options.lowering == AUTO else tuple({_runs_here(options)} - {CANONICAL})
-    task = progress.task("lowering", len(graphs) * (1 + len(wanted)))
-    notes: list[str] = []
-    for form, graph in graphs.items():
-        bundle.manifest.graphs[form] = {CANONICAL: _save(bundle, graph, f"onnx/{form}.onnx")}
-        task.advance()
-        for lowering in wanted:
-            lowered = lower(graph, lowering)
-            path = f"onnx/{form}.{lowering}.onnx"
-            bundle.manifest.graphs[form][lowering] = _save(bundle, lowered.model, path)
-            notes += [f"{form} {lowering}: {note}" for note in lowered.notes]
-            task.advance()
-    return tuple(dict.fromkeys(notes))
-
-
 def _runs_here(options: ExportOptions) -> str:
     """The lowering for ONNX Runtime: plugin graphs run in TensorRT only."""
     return "native" if options.lowering == PLUGIN else options.lowering
-
-
-def _save(bundle: Bundle, graph: ir.Model, relative: str) -> FileEntry:
-    path = bundle.path / relative
-    ir.save(graph, path)
-    try:
-        onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as error:
-        raise SsmExportError(
-            errors.GRAPH_INVALID, f"onnx.checker refuses {relative}: {error}"
-        ) from error
-    entry = bundle.entry(relative)
-    if entry.bytes > _GRAPH_BYTES:
-        raise SsmExportError(
-            errors.GRAPH_INVALID,
-            f"{relative} has {entry.bytes / 1e6:.1f} MB without its weights, "
-            f"more than {_GRAPH_BYTES / 1e6:.0f}",
-        )
-    return entry
 
 
 def _copy_side_files(bundle: Bundle, checkpoint: Checkpoint) -> list[FileEntry]:
@@ -381,23 +298,3 @@ def _copy_side_files(bundle: Bundle, checkpoint: Checkpoint) -> list[FileEntry]:
         shutil.copyfile(file, bundle.path / file.name)
         entries.append(bundle.entry(file.name))
     return entries
-
-
-def _choose_lowering(
-    bundle: Bundle, options: ExportOptions, *, large: bool, progress: Progress
-) -> None:
-    manifest = bundle.manifest
-    if options.lowering != AUTO:
-        why = "plugins run in TensorRT only" if options.lowering == PLUGIN else "asked for"
-        manifest.lowering = {"chosen": _runs_here(options), "why": why, "measured": {}}
-    elif large:
-        why = f"not measured, the weights have {manifest.weights.bytes / 1e9:.1f} GB; "
-        manifest.lowering = {
-            "chosen": "ort",
-            "why": why + "ONNX Runtime's fused operators are the faster ones on smaller models",
-            "measured": {},
-        }
-    else:
-        from ssm_export.benchmarking.choose import choose_lowering
-
-        manifest.lowering = choose_lowering(bundle, (*LOWERINGS,), progress=progress)

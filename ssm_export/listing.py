@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import yaml
@@ -48,3 +49,24 @@ def targets() -> list[dict[str, Any]]:
     from ssm_export.targets import all_targets
 
     return [target.as_json() for target in all_targets()]
+
+
+def recipes() -> list[dict[str, Any]]:
+    """Every recipe of ``quantize --recipe``: ``name``, ``description``, ``formats`` of its tensors,
+    ``limit_bits`` per byte that it may lose, ``targets`` that can run it, and its ``rules``."""
+    from ssm_export.quantization.recipe import read_recipe, recipe_names
+    from ssm_export.quantization.support import can_run
+    from ssm_export.targets import all_targets
+
+    return [
+        {
+            "name": recipe.name,
+            "description": recipe.description,
+            "formats": list(recipe.schemes),
+            "limit_bits": recipe.limit_bits,
+            "targets": [target.name for target in all_targets() if can_run(recipe, target)],
+            "calibration": asdict(recipe.calibration),
+            "rules": [asdict(rule) for rule in recipe.rules],
+        }
+        for recipe in map(read_recipe, recipe_names())
+    ]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import torch
 
 from ssm_export import errors
-from ssm_export.bundle import disk_errors
 from ssm_export.checkpoints import Checkpoint, LazyTensor, without_tied_head
 from ssm_export.errors import SsmExportError
+from ssm_export.external import Stored, write_tensors
 from ssm_export.layers.stored import ParameterSource, parameter_sources
 from ssm_export.progress import SILENT, Progress
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
     from ssm_export.models.base import RecurrentLM
 
-_PAGE: Final = 4096
-_LINE: Final = 64
 _NAMES_SHOWN: Final = 5
 
 
@@ -87,52 +84,34 @@ def write_weights(
     graphs: Iterable[ir.Model],
     path: Path,
     progress: Progress = SILENT,
-) -> int:
+) -> None:
     """Write every parameter into one file and point the graphs' initializers into it.
 
     Args:
         weights: the parameters.
         graphs: graphs that lie in the folder of ``path``; initializers without data are taken to
             be parameters.
-        path: the file to write. Tensors begin at multiples of 64 bytes, large ones at pages.
+        path: the file to write.
         progress: shows bytes.
-
-    Returns:
-        The size of the file in bytes.
     """
-    import onnx_ir as ir
-
-    total = sum(
-        source.dtype.itemsize * math.prod(source.shape) for source in weights.sources.values()
+    tensors = write_tensors(
+        (_stored(weights, source) for source in weights.sources.values()), path, progress
     )
-    task = progress.task("writing weights", total)
-    tensors: dict[str, Any] = {}
-    with disk_errors(path.parent), path.open("wb") as stream:
-        for parameter, source in weights.sources.items():
-            value = weights.read(parameter)
-            length = value.numel() * value.element_size()
-            offset = _aligned(stream.tell(), _PAGE if length >= _PAGE else _LINE)
-            stream.seek(offset)
-            value.reshape(-1).view(torch.uint8).numpy().tofile(stream)
-            tensors[parameter] = ir.ExternalTensor(
-                path.name,
-                offset,
-                length,
-                _onnx_type(source.dtype),
-                name=parameter,
-                shape=ir.Shape(source.shape),
-                base_dir=str(path.parent),
-            )
-            del value
-            task.advance(length)
-        stream.flush()
-        os.fsync(stream.fileno())
-        size = stream.tell()
     for graph in graphs:
         for name, initializer in graph.graph.initializers.items():
             if initializer.const_value is None:
                 initializer.const_value = tensors[name]
-    return size
+
+
+def _stored(weights: Weights, source: ParameterSource) -> Stored:
+    """A parameter as it is written; it is read when its turn comes."""
+
+    def read() -> np.ndarray:
+        value = weights.read(source.parameter)
+        content: np.ndarray = value.reshape(-1).view(torch.uint8).numpy()
+        return content
+
+    return Stored(source.parameter, _onnx_type(source.dtype), tuple(source.shape), read)
 
 
 def _onnx_type(dtype: torch.dtype) -> ir.DataType:
@@ -143,10 +122,6 @@ def _onnx_type(dtype: torch.dtype) -> ir.DataType:
         torch.float16: ir.DataType.FLOAT16,
         torch.bfloat16: ir.DataType.BFLOAT16,
     }[dtype]
-
-
-def _aligned(offset: int, alignment: int) -> int:
-    return -(-offset // alignment) * alignment
 
 
 def _check(

@@ -30,6 +30,7 @@ PUBLIC = {
     "inspect",
     "kernels",
     "list_items",
+    "quantize",
     "verify",
 }
 
@@ -86,7 +87,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_the_device_side_imports_without_torch():
-    """Build, verify, bench and inspect load on a board that has no torch."""
+    """Quantize, build, verify, bench and inspect load on a board that has no torch."""
     script = """
 import sys
 class Blocked:
@@ -96,6 +97,7 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 import ssm_export.api, ssm_export.verification, ssm_export.benchmarking, ssm_export.generation
 import ssm_export.inspection, ssm_export.machine, ssm_export.engines.tensorrt, ssm_export.lowering
+import ssm_export.quantization.quantizer, ssm_export.quantization.preview
 from ssm_export.lowering import lower
 """
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -14,7 +14,7 @@ import numpy as np
 from ssm_export import errors
 from ssm_export.benchmarking.report import BenchReport, Row
 from ssm_export.benchmarking.timing import MemoryPeak, percentiles, timed
-from ssm_export.bundle import Bundle, StateSpec, write_atomically
+from ssm_export.bundle import Bundle, write_atomically
 from ssm_export.engines.runner import Recurrent, Runner
 from ssm_export.errors import SsmExportError
 from ssm_export.progress import SILENT, Progress, Task
@@ -26,7 +26,6 @@ from ssm_export.verification.verifier import REPORT, graph_hashes
 
 WARMUP: Final = 3
 REPETITIONS: Final = 10
-_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def bench(
@@ -117,14 +116,8 @@ def bytes_per_token(bundle: Bundle) -> dict[str, int]:
 
     An embedding that is not shared with the head is counted whole, though one row of it is read.
     """
-    states = sum(2 * state_bytes(state) for state in bundle.manifest.states)
+    states = sum(2 * state.bytes_per_row for state in bundle.manifest.states)
     return {"weights": bundle.manifest.weights.bytes, "states_per_row": states}
-
-
-def state_bytes(state: StateSpec) -> int:
-    """Bytes of one batch row of a state."""
-    sizes = [size for size in state.shape if isinstance(size, int)]
-    return int(np.prod(sizes, dtype=np.int64)) * _BYTES[state.dtype]
 
 
 def _prefill_row(model: Recurrent, tokens: int, batch: int, warmup: int, repetitions: int) -> Row:

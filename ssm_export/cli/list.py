@@ -1,4 +1,4 @@
-"""``ssm-export list models|ops|targets``."""
+"""``ssm-export list models|ops|targets|recipes``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ssm_export.cli.common import Job, Result, verb
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-KINDS = ("models", "ops", "targets")
+KINDS = ("models", "ops", "targets", "recipes")
 _LONG = frozenset(
     {
         "paper",
@@ -21,6 +21,9 @@ _LONG = frozenset(
         "shared_memory_per_block_kb",
         "multiprocessors",
         "bandwidth_gb_s",
+        "targets",
+        "calibration",
+        "rules",
     }
 )
 """Keys that only the JSON document has: they would not fit into a line."""
@@ -29,7 +32,7 @@ _LONG = frozenset(
 @verb("list")
 @click.argument("what", type=click.Choice(KINDS))
 def command(job: Job, what: str) -> Result:
-    """List the model families, operators or targets that this release knows."""
+    """List the model families, operators, targets or recipes that this release knows."""
     from ssm_export import api
 
     items = api.list_items(what)

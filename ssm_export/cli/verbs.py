@@ -8,8 +8,9 @@ import click
 
 VERBS: Final = {
     "doctor": "What this machine can do.",
-    "list": "Models, operators and targets there are.",
+    "list": "Models, operators, targets and recipes there are.",
     "export": "Make a bundle from a checkpoint.",
+    "quantize": "Make a smaller, faster bundle from a bundle.",
     "inspect": "What a bundle, a graph or an engine holds.",
     "kernels": "Compile the GPU kernels of a bundle or a graph.",
     "build": "Build engines into a bundle.",

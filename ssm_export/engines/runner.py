@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
-from ssm_export.bundle import Bundle, StateSpec
+from ssm_export.bundle import SSM, SSM_SCALE, Bundle, StateSpec
 
 Arrays = dict[str, np.ndarray]
+_STATE_TYPES: Final = {"float16": np.float16, "int8": np.int8}
+"""Types of states in numpy; float32 where they are not listed."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,28 @@ class Recurrent:
             state.name_in: np.full(
                 tuple(size if isinstance(size, int) else batch for size in state.shape),
                 state.initial_value,
-                dtype=np.float16 if state.dtype == "float16" else np.float32,
+                dtype=_STATE_TYPES.get(state.dtype, np.float32),
             )
             for state in self.states
         }
+
+    def real_states(self, state: Mapping[str, np.ndarray]) -> Arrays:
+        """The states as numbers: int8 codes times their scales, float32; the scales are left out.
+
+        States that are numbers already stay as they are, so the truth's may be given too.
+        """
+        scales = {spec.layer: spec.name_in for spec in self.states if spec.kind == SSM_SCALE}
+        real: Arrays = {}
+        for spec in self.states:
+            if spec.name_in not in state or spec.kind == SSM_SCALE:
+                continue
+            values = state[spec.name_in]
+            if spec.kind == SSM and values.dtype == np.int8:
+                scale = state[scales[spec.layer]]
+                blocks = values.reshape(*scale.shape, -1).astype(np.float32)
+                values = (blocks * scale[..., None]).reshape(values.shape)
+            real[spec.name_in] = values
+        return real
 
     def run(
         self,

@@ -26,6 +26,7 @@ from ssm_export.bundle import (
     sha256,
     write_atomically,
 )
+from ssm_export.device_formats import refuse_formats
 from ssm_export.engines._graphs import check_states
 from ssm_export.engines._sources import Source, sources
 from ssm_export.engines._trt_build import (
@@ -110,7 +111,8 @@ def build(
 
     Raises:
         SsmExportError: ``BAD_OPTION``, ``UNKNOWN_TARGET``, ``MISSING_PACKAGE``, ``NO_GPU``
-            (``tensorrt`` builds only where the engine will run), ``PLUGIN_IN_GRAPH``,
+            (``tensorrt`` builds only where the engine will run), ``UNSUPPORTED_SCHEME`` for a
+            quantized bundle that the target cannot compute with, ``PLUGIN_IN_GRAPH``,
             ``PLUGIN_LIBRARY``, ``LOWERING_FAILED``, ``ENGINE_BUILD_FAILED``, ``DISK_FULL``.
     """
     ranges = Ranges.checked(max_batch, opt_batch, max_chunk, opt_chunk)
@@ -118,6 +120,7 @@ def build(
     goal = target if isinstance(target, Target) else get_target(target)
     kind = engine or goal.engines[0]
     _check_kind(kind, goal, opened)
+    _check_formats(kind, goal, opened)
     gpus = [gpu.compute_capability for gpu in find_gpus()]
     if kind == "tensorrt":
         # What is to be done elsewhere is said before what would be missing here.
@@ -191,6 +194,7 @@ def trtexec_commands(
     goal = target if isinstance(target, Target) else get_target(target)
     kind = engine or goal.engines[0]
     _check_kind(kind, goal, bundle)
+    _check_formats(kind, goal, bundle)
     return _commands(bundle, goal, kind, sources(bundle, goal, kind, lowering, ranges))
 
 
@@ -221,6 +225,20 @@ def _check_kind(kind: str, target: Target, bundle: Bundle) -> None:
     else:
         return
     raise SsmExportError(errors.BAD_OPTION, what, where="--engine", fix=fix)
+
+
+def _check_formats(kind: str, target: Target, bundle: Bundle) -> None:
+    """Refuse a quantized bundle whose number formats the target does not have."""
+    said = bundle.manifest.quantization
+    weights = said.get("weights", {}).values()
+    inputs = said.get("activations", {}).values()
+    refuse_formats(
+        (entry["scheme"] for entry in (*weights, *inputs)),
+        (entry["block"] for entry in weights if entry["scheme"] == "int4"),
+        target,
+        kind,
+        str(bundle.path),
+    )
 
 
 def _check_gpu(target: Target, gpus: list[tuple[int, int]]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from ssm_export import errors
 from ssm_export.bundle import MANIFEST, Bundle, EngineEntry, StateSpec
 from ssm_export.errors import SsmExportError
+from ssm_export.inspection.formats import TypeFacts, initializer_types, quantization_facts
 from ssm_export.inspection.packs import PACK_SUFFIX, PackFacts, read_pack
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 STANDARD: Final = "ai.onnx"
 ENGINE_SUFFIXES: Final = (".engine", ".plan", ".trt")
 WEIGHT_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth")
-_STATE_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
 _LARGEST_HEADER: Final = 100_000_000
 
 
@@ -42,6 +42,7 @@ class GraphFacts:
         functions: function bodies, with the number of their nodes.
         inputs, outputs: name to type and shape.
         initializers: number of weights and constants.
+        types: ONNX type of the weights and constants to how many have it, and their bytes.
         external: external file to the bytes that the graph uses of it.
     """
 
@@ -55,6 +56,7 @@ class GraphFacts:
     inputs: dict[str, str]
     outputs: dict[str, str]
     initializers: int
+    types: dict[str, TypeFacts]
     external: dict[str, int]
 
     @property
@@ -174,6 +176,7 @@ def graph_facts(path: Path, shown: str, form: str = "", lowering: str = "") -> G
         inputs={value.name: _type(value) for value in model.graph.input},
         outputs={value.name: _type(value) for value in model.graph.output},
         initializers=len(model.graph.initializer),
+        types=initializer_types(model.graph.initializer),
         external=dict(external),
     )
 
@@ -212,6 +215,7 @@ def _bundle(bundle: Bundle) -> InspectReport:
         "verified": manifest.verified,
         "lowering": manifest.lowering,
         "weights": {"path": manifest.weights.path, "bytes": manifest.weights.bytes},
+        "quantization": quantization_facts(bundle),
         "state_bytes_per_row": sum(state.bytes_per_row for state in states),
         "source": manifest.source,
         "created": manifest.created,
@@ -232,7 +236,6 @@ def _bundle(bundle: Bundle) -> InspectReport:
 
 
 def _state(state: StateSpec) -> StateFacts:
-    row = np.prod([size for size in state.shape if isinstance(size, int)], dtype=np.int64)
     return StateFacts(
         state.name_in,
         state.name_out,
@@ -241,7 +244,7 @@ def _state(state: StateSpec) -> StateFacts:
         state.shape,
         state.dtype,
         state.layout,
-        int(row) * _STATE_BYTES[state.dtype],
+        state.bytes_per_row,
     )
 
 

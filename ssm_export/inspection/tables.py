@@ -24,11 +24,14 @@ def inspect_tables(report: InspectReport) -> RenderableType:
     from rich.console import Group
 
     parts: list[RenderableType] = [_tree(report)]
+    if quantized := report.facts.get("quantization"):
+        parts.append(_quantized(quantized))
     if report.states:
         parts.append(_states(report.states))
     if report.graphs:
         parts.append(_graphs(report.graphs))
-        parts += [_ports(report.graphs[0])] if report.kind == "onnx" else []
+        if report.kind == "onnx":
+            parts += [_types(report.graphs[0]), _ports(report.graphs[0])]
     if report.engines:
         parts.append(_engines(report))
     if report.packs:
@@ -57,6 +60,8 @@ def _tree(report: InspectReport) -> RenderableType:
         tree.add(f"lowering: {plain(str(lowering.get('chosen')) + why)}")
     if weights := facts.get("weights"):
         tree.add(f"weights: {plain(weights['path'])}, {size(weights['bytes'])}")
+    if quantized := facts.get("quantization"):
+        tree.add(f"quantization: {plain(_quantization(quantized))}")
     if report.packs:
         tree.add(f"compute capability: {', '.join(facts['compute_capabilities'])}")
         made = (f"ssm-export {m['ssm_export']}, Triton {m['triton']}" for m in facts["made"])
@@ -70,6 +75,34 @@ def _tree(report: InspectReport) -> RenderableType:
         said = ", ".join(f"{v['kind']} {v['batch']}×{v['tokens']}" for v in vectors)
         tree.add(f"recorded vectors: {said}")
     return tree
+
+
+def _quantization(facts: Mapping[str, Any]) -> str:
+    """One line: the recipe, the device, and what it cost."""
+    words = [f"recipe {facts['recipe']}"]
+    words += [f"for {facts['target']}"] if facts["target"] else []
+    words.append(f"{facts['state_dtype']} states")
+    if (lost := facts["lost_bits"]) is not None:
+        words.append(f"{lost:+.4f} bits lost per byte or token on {facts['evaluated_on']}")
+    return ", ".join(words)
+
+
+def _quantized(facts: Mapping[str, Any]) -> RenderableType:
+    """The formats of weights, with the bytes of codes and scales, and of inputs."""
+    rows = [
+        ("weights", plain(name), str(found["count"]), size(found["bytes"]))
+        for name, found in facts["weights"].items()
+    ]
+    rows.append(("other weights and constants", "float", "", size(facts["left_float_bytes"])))
+    rows += [("inputs", plain(name), str(count), "") for name, count in facts["inputs"].items()]
+    if facts["rotated"]:
+        rows.append(("inputs that are rotated", "", str(facts["rotated"]), ""))
+    return table("Formats", ("", "format", "tensors>", "size>"), rows)
+
+
+def _types(graph: GraphFacts) -> RenderableType:
+    rows = [(kind, str(found.count), size(found.bytes)) for kind, found in graph.types.items()]
+    return table("Weights and constants", ("type", "tensors>", "size>"), rows)
 
 
 def _states(states: Sequence[StateFacts]) -> RenderableType:

@@ -53,10 +53,21 @@ def attach_bodies(model: ir.Model, form: str) -> ir.Model:
             model.functions[function.identifier()] = function
         node.overload = made[key]
         node.version = None
+    follow_opset(model)
     if made:
         model.graph.opset_imports[DOMAIN] = VERSION
         model.ir_version = max(model.ir_version, _IR_VERSION_WITH_OVERLOADS)
     return model
+
+
+def follow_opset(model: ir.Model) -> None:
+    """Give the bodies of a graph its opset, in place, where that is the newer one.
+
+    They are written for the oldest; later opsets only add types to their operators.
+    """
+    newest = model.graph.opset_imports.get("", 0)
+    for function in model.functions.values():
+        function.opset_imports[""] = max(newest, function.opset_imports.get("", newest))
 
 
 def spec_of(node: ir.Node) -> OpSpec:

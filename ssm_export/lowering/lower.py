@@ -44,9 +44,10 @@ def lower(model: ir.Model, lowering: str) -> Lowered:
             cannot be lowered.
     """
     if lowering == "native":
-        from ssm_export.lowering import native
+        from ssm_export.lowering import native, tied_table
 
         copy = copy_of(model)
+        tied_table.store_once(copy.graph)
         counts = native.inline(copy)
         return Lowered(copy, {f"inlined {name}": count for name, count in counts.items()})
     if lowering == "ort":

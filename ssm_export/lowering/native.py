@@ -10,6 +10,7 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 
 from ssm_export import errors
 from ssm_export.errors import SsmExportError
+from ssm_export.lowering.bodies import follow_opset
 from ssm_export.lowering.types import constant_of, infer_types
 from ssm_export.ops.spec import DOMAIN
 
@@ -40,6 +41,7 @@ def inline(model: ir.Model, allowed_domains: Iterable[str] = ()) -> dict[str, in
         if node.op_identifier() in model.functions:
             counts[node.op_type] = counts.get(node.op_type, 0) + 1
             node.metadata_props[CALL] = node.name or f"{node.op_type}_{index}"
+    follow_opset(model)
     InlinePass()(model)
     _name_after_calls(model)
     infer_types(model.graph)

@@ -6,7 +6,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from ssm_export.lowering import native, ort_bodies
+from ssm_export.lowering import native, ort_bodies, ort_quantized
 from ssm_export.lowering.bodies import call_key, call_of, form_of, spec_of
 from ssm_export.lowering.lower import Lowered
 from ssm_export.ops import _onnx
@@ -19,7 +19,9 @@ def lower_for_onnxruntime(model: ir.Model) -> Lowered:
     """Lower a canonical graph for ONNX Runtime, in place.
 
     A call whose operator has a body in :mod:`~ssm_export.lowering.ort_bodies` gets that one; every
-    other call keeps its own. Notes say why no fused operator is used. All bodies are then inlined.
+    other call keeps its own. Notes say why no fused operator is used. All bodies are then inlined,
+    and quantized weights are packed for ONNX Runtime's operators
+    (:func:`~ssm_export.lowering.ort_quantized.repack`).
     """
     replaced: dict[str, int] = {}
     notes: dict[str, None] = {}
@@ -48,6 +50,7 @@ def lower_for_onnxruntime(model: ir.Model) -> Lowered:
         own = count - sum(n for key, n in replaced.items() if key.startswith(f"{name} to "))
         if own:
             counts[f"inlined {name}"] = own
+    counts |= ort_quantized.repack(model)
     return Lowered(model, counts, tuple(notes))
 
 

@@ -8,6 +8,7 @@ from typing import Final
 
 import onnx_ir as ir
 
+from ssm_export.lowering import tied_table
 from ssm_export.lowering.bodies import call_key, call_of, spec_of
 from ssm_export.lowering.fusion import form_of_call, fuse_calls
 from ssm_export.lowering.lower import Lowered, copy_of
@@ -39,6 +40,7 @@ def lower_for_plugin(model: ir.Model, kernels: Callable[[OpSpec, Call], bytes]) 
         SsmExportError: ``LOWERING_FAILED`` when a call has no body of ours.
     """
     copy = copy_of(model)
+    tied_table.store_once(copy.graph)
     counts: dict[str, int] = {}
     fused = fuse_calls(copy)
     if fused:

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ssm_export.bundle import Manifest
+from ssm_export.bundle import SSM_SCALE, Manifest
 from ssm_export.engines.runner import Arrays, Recurrent
 from ssm_export.progress import Progress
 from ssm_export.verification import feeding
@@ -21,7 +21,7 @@ from ssm_export.verification.measure import (
     element_error,
     squared_error,
 )
-from ssm_export.verification.rounding import MARGIN, floor_of
+from ssm_export.verification.rounding import MARGIN, floor_of, seen_by
 from ssm_export.verification.truth import Case, Truth
 
 
@@ -53,9 +53,11 @@ class Context:
         self.progress = progress
         self.manifest = model.bundle.manifest
         self.gates = gates_of(self.manifest)
+        self.rounding = seen_by(self.manifest.rounding, model.runner.info.name)
         self.places = {
             state.name_in: Place(state.name_in, state.kind, state.layer, state.layer + 1)
             for state in self.manifest.states
+            if state.kind != SSM_SCALE
         }
         self.logits_place = Place(LOGITS, LOGITS, self.gates.layers, self.gates.layers)
 
@@ -101,6 +103,7 @@ class Context:
         self, run: str, got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]
     ) -> list[Measurement]:
         """Every state that the truth has, against it: both gates. Recorded vectors have all."""
+        got = self.model.real_states(got)
         found: list[Measurement] = []
         for name, place in self.places.items():
             if name in want:
@@ -115,7 +118,7 @@ class Context:
     ) -> list[Measurement]:
         if got.shape != want.shape:
             return [wrong_shape(run, place, got, want)]
-        floor = floor_of(self.manifest.rounding, "prefill", place.tensor)
+        floor = floor_of(self.rounding, "prefill", place.tensor)
         allowed = max(self.gates.nmse(place.depth), MARGIN**2 * floor.nmse)
         mean, row = squared_error(got, want)
         relative, absolute = self.gates.element(place.depth)
@@ -144,7 +147,8 @@ class Context:
             gate: depth to the gate.
             kind: the kind of case whose rounding counts.
         """
-        pairs = [(self.places[name], got[1][name], value) for name, value in want[1].items()]
+        one_way, other_way = (self.model.real_states(result[1]) for result in (got, want))
+        pairs = [(self.places[name], one_way[name], value) for name, value in other_way.items()]
         pairs.append((self.logits_place, got[0][:, -1:], want[0][:, -1:]))
         found: list[Measurement] = []
         for place, one, other in pairs:
@@ -153,7 +157,7 @@ class Context:
                 continue
             square, row = squared_error(one, other)
             value, at = math.sqrt(square), f"row {row}"
-            floor = floor_of(self.manifest.rounding, kind, place.tensor)
+            floor = floor_of(self.rounding, kind, place.tensor)
             allowed = max(gate(place.depth), MARGIN * math.sqrt(floor.nmse))
             found.append(Measurement(run, place, "relative L2", value, allowed, at))
         return found
@@ -161,22 +165,22 @@ class Context:
     def unchanged(
         self, run: str, got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]
     ) -> list[Measurement]:
-        """Every state to the bit."""
+        """Every state to the bit, the scales of an int8 state too."""
         return [
             Measurement(
                 run,
-                place,
+                self.places.get(state.name_in),
                 "changed values",
-                float(np.count_nonzero(got[name] != want[name])),
+                float(np.count_nonzero(got[state.name_in] != want[state.name_in])),
                 0.0,
-                name,
+                state.name_in,
             )
-            for name, place in self.places.items()
+            for state in self.manifest.states
         ]
 
     def near_tie(self, scale: float) -> float:
         """The margin top1 − top2 below which either token is right; ``scale``: RMS of logits."""
-        floor = floor_of(self.manifest.rounding, "prefill", LOGITS)
+        floor = floor_of(self.rounding, "prefill", LOGITS)
         return max(self.gates.near_tie(scale), 2 * MARGIN * floor.element * scale)
 
 

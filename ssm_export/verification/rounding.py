@@ -22,7 +22,8 @@ MARGIN: Final = 2.0
 """Two runs that round at different places differ in their errors, but not in the size of them."""
 
 Recorded = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""Kind of case to tensor to ``nmse`` and ``element``, as the manifest keeps them."""
+"""Kind of case to tensor to ``nmse`` and ``element``, as the manifest keeps them. A kind may have
+the name of a runner behind it (:func:`of_runner`)."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,17 @@ class Floor:
 
     nmse: float = 0.0
     element: float = 0.0
+
+
+def of_runner(kind: str, runner: str) -> str:
+    """The kind under which errors are kept that one runner alone has beside those of the bundle."""
+    return f"{kind} {runner}"
+
+
+def seen_by(recorded: Recorded, runner: str) -> Recorded:
+    """What holds for a runner: its own errors where there are any, and else the bundle's."""
+    own = {kind: recorded.get(of_runner(kind, runner), found) for kind, found in recorded.items()}
+    return {kind: found for kind, found in own.items() if " " not in kind}
 
 
 def floor_of(recorded: Recorded, kind: str, tensor: str) -> Floor:

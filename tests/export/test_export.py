@@ -211,12 +211,12 @@ def test_a_full_disk_leaves_nothing(tiny_checkpoint, output, monkeypatch):
     """The write of the weights fails as it does when no space is left."""
     import errno
 
-    from ssm_export import weights
+    from ssm_export import external
 
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(weights.os, "fsync", full)
+    monkeypatch.setattr(external.os, "fsync", full)
     refused(errors.DISK_FULL, tiny_checkpoint("mamba"), output)
 
 

@@ -17,10 +17,11 @@ def test_operator_gates_are_those_that_were_decided():
         "fp32": 1e-10,
         "fp16": 2e-7,
         "bf16": 1e-5,
+        "int8": 2e-4,
     }
     assert [OPERATOR[name].continuation for name in PRECISIONS] == [5e-6, 5e-4, 4e-3]
     assert [OPERATOR[name].relative for name in PRECISIONS] == [6e-4, 3e-3, 3e-2]
-    assert dict(DRIFT) == {"fp32": 1e-5, "fp16": 2e-3}
+    assert dict(DRIFT) == {"fp32": 1e-5, "fp16": 2e-3, "int8": 8e-2}
     assert (gates.GREEDY_TOKENS, gates.DRIFT_STEPS) == (256, 4096)
     assert gates.LENGTHS == (1, 2, 63, 64, 65)
 
@@ -47,6 +48,18 @@ def test_a_coarser_state_type_sets_the_gate_and_only_then():
     assert Gates("fp16", "fp16", 2).drift(0) == 2e-3
     assert Gates("fp32", "fp32", 2).drift(0) == pytest.approx(1e-5)
     assert Gates("bf16", "fp16", 2).repetition(0) == 4e-3
+
+
+def test_an_int8_states_gates_are_those_of_its_format():
+    """One rounding up or down by chance has the variance step²/6, step = max/127; a row whose
+    largest entry is 4.4 times its RMS then has the operator's mean-square error."""
+    gate = OPERATOR["int8"]
+    assert gate.nmse == pytest.approx((4.4 / 127) ** 2 / 6, rel=0.02)
+    assert gate.relative == pytest.approx(1 / 127, rel=0.02)
+    assert gate.continuation == pytest.approx(math.sqrt(2 * gate.nmse), rel=0.02)
+    assert Gates("fp16", "int8", 2).nmse(2) == pytest.approx(3 * gate.nmse)
+    assert Gates("fp32", "int8", 2).element(0)[1] <= gate.absolute
+    assert Gates("fp32", "int8", 2).drift(0) == Gates("bf16", "int8", 2).repetition(0) == 8e-2
 
 
 def test_a_near_tie_is_what_two_wrong_logits_can_turn():

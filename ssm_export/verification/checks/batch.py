@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from ssm_export.bundle import SSM_SCALE
 from ssm_export.engines.runner import Arrays
 from ssm_export.verification import feeding
 from ssm_export.verification.context import Context, Outcome, rows_of
@@ -18,6 +19,7 @@ HUGE: Final = 1e4
 HUGE_FP16: Final = 1e2
 """The same where activations overflow at 65504."""
 MOST_TOKENS: Final = 66
+_LARGEST_CODE: Final = np.iinfo(np.int8).max
 
 
 def three_rows(input_ids: np.ndarray) -> np.ndarray:
@@ -68,12 +70,18 @@ def _row(result: tuple[np.ndarray, Arrays], rows: slice) -> tuple[np.ndarray, Ar
 def _loud_neighbours(context: Context, states: Mapping[str, np.ndarray]) -> Arrays:
     """``states`` with every row but the first replaced by huge values of both signs."""
     half = "fp16" in (context.manifest.precision, context.manifest.state_dtype)
+    huge = HUGE_FP16 if half else HUGE
     rng = np.random.default_rng(0)
     loud: Arrays = {}
-    for name, value in states.items():
-        signs = rng.choice([-1.0, 1.0], value.shape) * (HUGE_FP16 if half else HUGE)
-        signs[0] = value[0]
-        loud[name] = signs.astype(value.dtype)
+    for spec in context.manifest.states:
+        value = states[spec.name_in]
+        if spec.kind == SSM_SCALE:
+            noise = np.full(value.shape, huge / _LARGEST_CODE)
+        else:
+            noise = rng.choice([-1.0, 1.0], value.shape)
+            noise *= _LARGEST_CODE if value.dtype == np.int8 else huge
+        noise[0] = value[0]
+        loud[spec.name_in] = noise.astype(value.dtype)
     return loud
 
 

@@ -1,0 +1,1 @@
+"""Quantizes a bundle: number formats, rounding, calibration, recipes and their reports."""

@@ -1,0 +1,124 @@
+"""What a quantized model is off by, from a simulation that shares no operator with its graphs.
+
+The simulation runs the float graph with the numbers that the codes stand for. Its errors against
+the recorded float64 vectors become the ``rounding`` of the quantized bundle, which sets the gates
+of ``verify``: a graph may be off by up to twice what its quantization alone comes to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from ssm_export.bundle import Bundle
+from ssm_export.progress import SILENT, Progress
+from ssm_export.quantization.pieces import Piece
+from ssm_export.quantization.stream import Edit, LayerStream
+from ssm_export.verification.measure import LOGITS
+from ssm_export.verification.rounding import measure_floor
+from ssm_export.verification.truth import NotRun, Recorded
+
+Floors = dict[str, dict[str, dict[str, float]]]
+_KINDS: Final = ("prefill", "drift")
+_SIMULATED: Final = "simulated"
+
+
+def simulated_floors(bundle: Bundle, edit: Edit, progress: Progress = SILENT) -> Floors:
+    """Kind of recorded case to tensor to ``nmse`` and ``element`` of the simulated model.
+
+    Args:
+        bundle: the float bundle, whose vectors are the truth.
+        edit: puts the simulated quantization into a piece.
+        progress: shows one step per piece.
+    """
+    floors: Floors = {}
+    names = {state.name_out: state.name_in for state in bundle.manifest.states}
+    for kind in _KINDS:
+        try:
+            case = Recorded(bundle).case(kind)
+        except NotRun:
+            continue
+        stream = LayerStream(bundle, case.input_ids, progress=progress)
+        parts: dict[str, list[np.ndarray]] = {}
+
+        def presents(piece: Piece) -> list[str]:
+            return [out for out, name in names.items() if name in piece.states]
+
+        def keep(name: str, array: np.ndarray, parts: dict[str, list[np.ndarray]] = parts) -> None:
+            parts.setdefault(names[name], []).append(array)
+
+        edits = {_SIMULATED: edit}
+        hidden: Mapping[str, np.ndarray] = {}
+        for stage in stream.walk(
+            edits, taps=presents, on_tap=keep, tapped=_SIMULATED, what=f"simulating ({kind})"
+        ):
+            hidden = stage.hidden
+        found = {
+            name: measure_floor(name, np.concatenate(parts[name]), want)
+            for name, want in case.states.items()
+        }
+        if case.logits is not None:
+            positions = case.logits.shape[1]
+            last = {name: value[:, -positions:] for name, value in hidden.items()}
+            logits = np.concatenate([one[_SIMULATED] for _, one in stream.head(last, edits)])
+            found[LOGITS] = measure_floor(LOGITS, logits.reshape(case.logits.shape), case.logits)
+        floors[kind] = found
+    return floors
+
+
+def added(*several: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Floors:
+    """Errors of independent causes together: mean squares add up, largest elements in squares."""
+    total: Floors = {}
+    for floors in several:
+        for kind, tensors in floors.items():
+            for name, error in tensors.items():
+                sums = total.setdefault(kind, {}).setdefault(name, {"nmse": 0.0, "element": 0.0})
+                sums["nmse"] += error["nmse"]
+                sums["element"] = math.hypot(sums["element"], error["element"])
+    return total
+
+
+def state_floors(bundle: Bundle, dtype: str, progress: Progress = SILENT) -> Floors:
+    """What rounding the state alone comes to: the float graphs, their states rounded in numpy.
+
+    Args:
+        bundle: the float bundle.
+        dtype: of the state in the new bundle.
+        progress: shows one step per token.
+
+    Returns:
+        errors against the recorded vectors; of the case ``drift`` after as many single steps.
+    """
+    from ssm_export.engines import Recurrent, open_runner
+    from ssm_export.quantization.state import RoundedStates
+
+    if dtype == bundle.manifest.state_dtype:
+        return {}
+    floors: Floors = {}
+    runner = open_runner(bundle, "onnxruntime")
+    try:
+        model = RoundedStates(Recurrent(bundle, runner), dtype)
+        for kind in _KINDS:
+            try:
+                case = Recorded(bundle).case(kind)
+            except NotRun:
+                continue
+            state = model.initial_state(len(case.input_ids))
+            positions = case.input_ids.shape[1]
+            task = progress.task(f"rounding states ({kind})", positions)
+            logits = np.empty(0)
+            for position in range(positions):
+                logits, state = model.step(case.input_ids[:, position : position + 1], state)
+                task.advance()
+            found = {
+                name: measure_floor(name, state[name], want) for name, want in case.states.items()
+            }
+            if case.logits is not None:
+                found[LOGITS] = measure_floor(LOGITS, logits, case.logits[:, -1:])
+            floors[kind] = found
+    finally:
+        runner.close()
+    return floors

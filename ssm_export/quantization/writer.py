@@ -1,0 +1,166 @@
+"""A settled plan as a bundle on disk."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import onnx_ir as ir
+import yaml
+
+from ssm_export.bundle import UNIFIED, WEIGHTS, Bundle, StateSpec
+from ssm_export.engines._plugins import PLUGIN, plugin_graph
+from ssm_export.graph_files import CANONICAL, fastest_lowering, move_out, write_graphs
+from ssm_export.lowering import LOWERINGS, attach_bodies
+from ssm_export.machine import tool_versions
+from ssm_export.progress import Progress
+from ssm_export.quantization.apply import Simulated, write_plan
+from ssm_export.quantization.cpu_rounding import round_inputs
+from ssm_export.quantization.floors import Floors, added, simulated_floors, state_floors
+from ssm_export.quantization.plan import Plan
+from ssm_export.quantization.state import retype_states
+from ssm_export.quantization.tensors import Tensors
+from ssm_export.quantization.typed import Typed, raise_opset
+from ssm_export.targets import get_target
+from ssm_export.verification.rounding import of_runner
+
+if TYPE_CHECKING:
+    from ssm_export.quantization.quantizer import Job
+
+_CONFIG: Final = "effective_config.yaml"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A bundle that is complete but for its checks.
+
+    Attributes:
+        bundle: the new bundle.
+        notes: what there is to say about its graphs.
+    """
+
+    bundle: Bundle
+    notes: tuple[str, ...]
+
+
+def write_bundle(
+    folder: Path, job: Job, plan: Plan, tensors: Tensors, progress: Progress
+) -> Written:
+    """Write graphs, weights, vectors and manifest of a quantized bundle.
+
+    Args:
+        folder: an empty folder.
+        job: what is quantized.
+        plan: what becomes of every tensor.
+        tensors: the codes.
+        progress: shows bars.
+    """
+    source = job.source
+    for entry in (*source.manifest.files, *(case.file for case in source.manifest.parity)):
+        (folder / entry.path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.file(entry), folder / entry.path)
+    (folder / "onnx").mkdir()
+    graphs, states = _typed_graphs(job, plan, tensors)
+    bundle = Bundle(folder, _manifest(job, states))
+    manifest = bundle.manifest
+    _copy_floats(graphs.values())
+    weights = move_out(graphs.values(), WEIGHTS, bundle, progress)
+    assert weights is not None
+    manifest.weights = weights
+    held = set(source.manifest.graphs["step"]) - {CANONICAL}
+    lowerings = tuple(name for name in LOWERINGS if name in held)
+    notes = write_graphs(bundle, graphs, lowerings, progress)
+    if set(lowerings) == set(LOWERINGS):
+        manifest.lowering = fastest_lowering(bundle, progress)
+    for name in source.manifest.graphs.get(UNIFIED, {}):
+        plugin_graph(bundle, get_target(name.removeprefix(f"{PLUGIN}-")), progress)
+    manifest.rounding = _rounding(job, plan, tensors, progress)
+    (folder / _CONFIG).write_text(_config(job), encoding="utf-8")
+    bundle.save()
+    return Written(bundle, notes)
+
+
+def _rounding(job: Job, plan: Plan, tensors: Tensors, progress: Progress) -> Floors:
+    """The errors that the new bundle may have, of any runner and of ONNX Runtime's CPU."""
+    source = job.source
+
+    def simulated(model: ir.Model) -> bool:
+        return write_plan(model, plan, tensors, Simulated())
+
+    def on_cpu(model: ir.Model) -> bool:
+        changed = simulated(model)
+        round_inputs(model, plan, tensors)
+        return changed
+
+    states = state_floors(source, job.state_dtype, progress)
+    before = source.manifest.rounding
+    anywhere = added(before, simulated_floors(source, simulated, progress), states)
+    here = added(before, simulated_floors(source, on_cpu, progress), states)
+    return {**anywhere, **{of_runner(kind, "onnxruntime"): found for kind, found in here.items()}}
+
+
+def _typed_graphs(
+    job: Job, plan: Plan, tensors: Tensors
+) -> tuple[dict[str, ir.Model], tuple[StateSpec, ...]]:
+    """The canonical graphs with codes in the place of weights, and their states."""
+    states = job.source.manifest.states
+    graphs: dict[str, ir.Model] = {}
+    made = states
+    for form, graph in job.graphs.items():
+        typed = graph.clone()
+        write_plan(typed, plan, tensors, Typed())
+        raise_opset(typed, plan)
+        if job.state_dtype != job.source.manifest.state_dtype:
+            made = retype_states(typed, states, job.state_dtype)
+        attach_bodies(typed, form)
+        graphs[form] = typed
+    return graphs, made
+
+
+def _copy_floats(graphs: Any) -> None:
+    """Float weights come along: they are read from the float bundle when they are written."""
+    for graph in graphs:
+        for value in graph.graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                value.const_value = _in_memory(tensor)
+
+
+def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    return ir.LazyTensor(
+        lambda: ir.Tensor(tensor.numpy(), dtype=tensor.dtype),
+        dtype=tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name,
+    )
+
+
+def _manifest(job: Job, states: tuple[StateSpec, ...]) -> Any:
+    """The float bundle's manifest without what is made anew."""
+    source = job.source.manifest
+    return replace(
+        source,
+        states=states,
+        state_dtype=job.state_dtype,
+        graphs={},
+        packed_weights={},
+        lowering=dict(source.lowering),
+        measured={},
+        engines=(),
+        versions=tool_versions(),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        verified=False,
+    )
+
+
+def _config(job: Job) -> str:
+    """Every option as used, beside those of the export."""
+    from dataclasses import asdict
+
+    path = job.source.path / _CONFIG
+    before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    options = {**asdict(job.options), "state_dtype": job.state_dtype}
+    return yaml.safe_dump({**(before or {}), "quantize": options}, sort_keys=False)
