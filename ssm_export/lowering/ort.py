@@ -6,7 +6,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from ssm_export.lowering import native, ort_bodies, ort_quantized
+from ssm_export.lowering import native, ort_bodies, ort_fp4, ort_quantized
 from ssm_export.lowering.bodies import call_key, call_of, form_of, spec_of
 from ssm_export.lowering.lower import Lowered
 from ssm_export.ops import _onnx
@@ -50,6 +50,8 @@ def lower_for_onnxruntime(model: ir.Model) -> Lowered:
         own = count - sum(n for key, n in replaced.items() if key.startswith(f"{name} to "))
         if own:
             counts[f"inlined {name}"] = own
+    if turned := ort_fp4.as_integers(model.graph):
+        counts["FP4 to int8 codes"] = turned
     counts |= ort_quantized.repack(model)
     return Lowered(model, counts, tuple(notes))
 

@@ -20,14 +20,16 @@ if TYPE_CHECKING:
     from ssm_export.quantization.quantizer import Job
 
 ROWS: Final = "calibration/rows.npz"
-EVALUATION_SHARE: Final = 0.2
-"""Share of the data that is held out where no other file is given for it."""
+HELD_OUT: Final = 16
+"""Rows that quality is measured on, whatever the recipe, so that recipes can be compared."""
 _WORK: Final = 2e13
 """Multiply-adds that calibration may take by default: minutes on two cores. Large models are
 calibrated on fewer rows, and the report says so."""
 _GENERATED_WORK: Final = 2e12
 """The same where the model has to write the data token by token first."""
-_FEWEST: Final = 5
+_HELD_OUT_WORK: Final = 4e12
+"""Multiply-adds of one model over the held-out rows, above which fewer of them are taken."""
+_FEWEST: Final = 4
 _STEP_TOKENS: Final = 128
 _STEP_ROWS: Final = 8
 
@@ -78,8 +80,9 @@ def open_corpus(job: Job, progress: Progress) -> Corpus:
     else:
         corpus = _read(job, progress)
     if options.evaluation:
-        rows, tokens = corpus.evaluation.ids.shape
-        held_out = read_rows(options.evaluation, bundle, sequences=rows, tokens=tokens)
+        tokens = corpus.calibration.ids.shape[1]
+        wanted = _held_out(bundle, tokens)
+        held_out = read_rows(options.evaluation, bundle, sequences=wanted, tokens=tokens)
         corpus = dataclasses.replace(corpus, evaluation=held_out)
     return corpus
 
@@ -91,18 +94,25 @@ def _read(job: Job, progress: Progress) -> Corpus:
     parameters = bundle.manifest.sizes["parameters"]
     notes: tuple[str, ...] = ()
     if options.sequences is None and sequences * tokens * parameters > limit:
-        fewer = max(_FEWEST - 1, int(limit / (tokens * parameters)))
+        fewer = max(_FEWEST, int(limit / (tokens * parameters)))
         if fewer < sequences:
             note = f"{fewer} rows of {tokens} tokens where the recipe has {sequences}, for time"
             notes = (f"{note}; --sequences {sequences} takes all",)
             sequences = fewer
-    total = max(_FEWEST, round(sequences / (1 - EVALUATION_SHARE)))
+    held_out = _held_out(bundle, tokens)
+    total = sequences + held_out
     if options.calibration is None:
         rows = generated_rows(bundle, total, tokens, progress=progress)
     else:
         rows = read_rows(options.calibration, bundle, sequences=total, tokens=tokens)
-    calibration, evaluation = split_rows(rows, EVALUATION_SHARE)
+    calibration, evaluation = split_rows(rows, held_out / total)
     return Corpus(calibration, evaluation, notes=notes)
+
+
+def _held_out(bundle: Bundle, tokens: int) -> int:
+    """How many rows of so many tokens quality is measured on."""
+    one = tokens * bundle.manifest.sizes["parameters"]
+    return max(2, min(HELD_OUT, int(_HELD_OUT_WORK / one)))
 
 
 def _reused(folder: Path, bundle: Bundle) -> Corpus:

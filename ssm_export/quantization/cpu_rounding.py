@@ -19,7 +19,7 @@ from ssm_export.quantization.recipe import FLOAT
 from ssm_export.quantization.tensors import Tensors
 
 CODES: Final = 127.0
-_PACKED: Final = ("int8", "int4")
+_PACKED: Final = ("int8", "int4", "nvfp4")
 _LEAST: Final = 1e-30
 
 

@@ -345,12 +345,20 @@ class _Quantization:
             sensitivities=probed,
             ablation=tuple(rows),
             mixed=self.mixed,
-            limit_bits=job.recipe.limit_bits,
+            limit_bits=self._limit(),
             notes=(*self.plan.notes, *self.corpus.notes, *notes),
             drift={f"{job.state_dtype} state, against the float bundle": drift},
             not_run=tuple(not_run),
         )
         return report
+
+    def _limit(self) -> float | None:
+        """What the recipe may lose, in the unit that is measured: bits per byte of text, or bits
+        per token where the rows are none."""
+        limit, vocabulary = self.job.recipe.limit_bits, self.job.source.manifest.sizes["V"]
+        if limit is None or self.corpus.evaluation.bytes_per_token is not None:
+            return limit
+        return limit * (_BYTES_PER_TOKEN if vocabulary > _BYTE_VOCABULARY else 1)
 
     def _drift(self, model: Recurrent) -> Drift:
         """The new bundle decoding token by token, against the float bundle."""
@@ -426,7 +434,11 @@ class _Quantization:
         }
 
 
-_DRIFT_SECONDS: Final = 180.0
+_BYTES_PER_TOKEN: Final = 4
+"""About what a token of a subword vocabulary stands for in English text and in source code."""
+_BYTE_VOCABULARY: Final = 512
+"""Up to this size tokens are bytes, and a few more."""
+_DRIFT_SECONDS: Final = 60.0
 """Time that decoding for the drift may take unless it is asked for."""
 _PROBED_PARAMETERS: Final = 200_000_000
 """Up to this size tensors are measured one by one unless told otherwise."""
@@ -438,7 +450,7 @@ def _too_lossy(report: QuantizeReport, job: Job) -> SsmExportError:
     return SsmExportError(
         errors.QUALITY_LOST,
         f"{report.lost_bits:.4f} bits per {unit} are lost, '{job.recipe.name}' allows "
-        f"{job.recipe.limit_bits}",
+        f"{report.limit_bits}",
         where=str(job.source.path),
         why=f"the most sensitive tensors are {worst}" if worst else "",
         fix="leave them float with a rule of their own (configs/quantize/README.md), take w8a16, "

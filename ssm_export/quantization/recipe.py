@@ -26,8 +26,6 @@ STATES: Final = ("keep", "fp32", "fp16", "int8")
 CLIPS: Final = ("minmax", "percentile", "mse")
 WEIGHT_CLIPS: Final = ("minmax", "mse")
 ROUNDINGS: Final = ("nearest", "gptq")
-INT4_BLOCKS: Final = (16, 32, 64, 128, 256)
-"""Blocks of int4 weights that a rule may ask for; a target may take fewer of them."""
 PARTNERS: Final = {
     FLOAT: WEIGHT_SCHEMES,
     "int8": (FLOAT, "int8"),

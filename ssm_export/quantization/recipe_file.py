@@ -10,13 +10,13 @@ from typing import Any, Final
 import yaml
 
 from ssm_export import errors
+from ssm_export.device_formats import INT4_BLOCKS
 from ssm_export.errors import SsmExportError
 from ssm_export.quantization.recipe import (
     ACTIVATION_SCHEMES,
     CLIPS,
     FIXED_BLOCKS,
     FLOAT,
-    INT4_BLOCKS,
     PARTNERS,
     ROUNDINGS,
     STATES,

@@ -173,9 +173,11 @@ class QuantizeReport:
     @property
     def lost_bits(self) -> float:
         """Bits per byte that were lost, the worse of simulation and step graph; per token where
-        the rows are no text."""
-        made = [q for q in (self.quality, self.step_quality) if q is not None]
-        lost = [lost_bits_of(quality) for quality in made]
+        the rows are no text. The step graph runs on few tokens, so its divergence counts, which
+        does not depend on the tokens that happen to come next."""
+        lost = [lost_bits_of(self.quality)]
+        if self.step_quality is not None:
+            lost.append(self.step_quality.kl_bits / _bytes_per_token(self.step_quality))
         return math.nan if any(map(math.isnan, lost)) else max(lost)
 
     @property
@@ -229,6 +231,14 @@ class QuantizeReport:
 
 
 def lost_bits_of(quality: Quality) -> float:
-    """Bits per byte that were lost, or per token where the rows are no text."""
+    """Bits per byte that were lost; where the rows are no text, the KL divergence per token, which
+    is what would be lost on text that the float model writes."""
     per_byte = quality.lost_bits_per_byte
-    return quality.lost_bits_per_token if per_byte is None else per_byte
+    return quality.kl_bits if per_byte is None else per_byte
+
+
+def _bytes_per_token(quality: Quality) -> float:
+    """Bytes of text per token of its rows; 1 where they are no text."""
+    if quality.bits_per_byte is None or not quality.bits_per_byte:
+        return 1.0
+    return quality.bits_per_token / quality.bits_per_byte

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ssm_export.quantization.quantizer import Job
 
 _CONFIG: Final = "effective_config.yaml"
+_NO_FP4: Final = "ONNX Runtime's CPU has no kernel for FP4, so only graphs packed for it run there"
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,13 @@ def write_bundle(
     weights = move_out(graphs.values(), WEIGHTS, bundle, progress)
     assert weights is not None
     manifest.weights = weights
-    held = set(source.manifest.graphs["step"]) - {CANONICAL}
+    fp4 = any(key.scheme == "nvfp4" for key in plan.weights.values())
+    held = set(source.manifest.graphs["step"]) - {CANONICAL} | ({"ort"} if fp4 else set())
     lowerings = tuple(name for name in LOWERINGS if name in held)
     notes = write_graphs(bundle, graphs, lowerings, progress)
-    if set(lowerings) == set(LOWERINGS):
+    if fp4:
+        manifest.lowering = {"chosen": "ort", "why": _NO_FP4, "measured": {}}
+    elif set(lowerings) == set(LOWERINGS):
         manifest.lowering = fastest_lowering(bundle, progress)
     for name in source.manifest.graphs.get(UNIFIED, {}):
         plugin_graph(bundle, get_target(name.removeprefix(f"{PLUGIN}-")), progress)

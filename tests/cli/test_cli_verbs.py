@@ -34,6 +34,8 @@ def test_list(ssm_export: Run) -> None:
     targets = document_of(ssm_export("list", "targets", "--json"), "list")
     assert "rtx-any" in {item["name"] for item in targets["items"]}
     assert "rtx-any" in ssm_export("list", "targets").stdout
+    recipes = document_of(ssm_export("list", "recipes", "--json"), "list")
+    assert {"w8a16", "w4a16", "w8a8", "fp8"} <= {item["name"] for item in recipes["items"]}
 
 
 def test_doctor(ssm_export: Run) -> None:

@@ -77,6 +77,58 @@ def test_functions_are_counted(tmp_path):
     assert facts.opsets == {"ai.onnx": 20, "ssm_export": 1}
 
 
+def test_types_of_weights(tmp_path):
+    """Two 4-bit numbers share a byte, and an odd one has a byte of its own."""
+    onnx = pytest.importorskip("onnx")
+    helper, kinds = onnx.helper, onnx.TensorProto
+    tensors = [
+        helper.make_tensor("a", kinds.INT4, [3, 5], [1] * 15),
+        helper.make_tensor("b", kinds.INT8, [8, 4], [1] * 32),
+        helper.make_tensor("c", kinds.INT8, [8, 4], [1] * 32),
+        helper.make_tensor("d", kinds.FLOAT16, [7], [1.0] * 7),
+        helper.make_tensor("e", kinds.FLOAT8E4M3FN, [6], [1.0] * 6),
+    ]
+    ends = [helper.make_tensor_value_info(name, 1, ["batch"]) for name in "xy"]
+    node = helper.make_node("Identity", ["x"], ["y"])
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], tensors)
+    onnx.save(helper.make_model(graph), tmp_path / "m.onnx")
+    report = inspect(tmp_path / "m.onnx")
+    found = {kind: (t.count, t.bytes) for kind, t in report.graphs[0].types.items()}
+    assert found == {"int8": (2, 64), "float16": (1, 14), "int4": (1, 8), "float8e4m3fn": (1, 6)}
+    assert list(found) == ["int8", "float16", "int4", "float8e4m3fn"]
+    assert "float8e4m3fn" in render(report.table(), 160)
+
+
+def test_a_quantized_bundle_says_so(bundle):
+    assert inspect(bundle.path).facts["quantization"] == {}
+    assert "quantization" not in render(inspect(bundle.path).table(), 160)
+    bundle.manifest.quantization = {
+        "recipe": "mine",
+        "target": "rtx-ada",
+        "weights": {
+            "a": {"site": "a", "scheme": "int4", "block": 64},
+            "b": {"site": "b", "scheme": "int4", "block": 64},
+            "c": {"site": "c", "scheme": "int8", "block": 0},
+        },
+        "activations": {
+            "a": {"scheme": "float", "rotate": 32},
+            "c": {"scheme": "int8", "rotate": 0},
+        },
+        "lost_bits": 0.0123,
+        "kl_bits": 0.01,
+        "top1": 0.98,
+        "evaluated_on": "held.txt: 100 tokens",
+    }
+    bundle.save()
+    facts = inspect(bundle.path).facts["quantization"]
+    counts = {name: found["count"] for name, found in facts["weights"].items()}
+    assert counts == {"int4/64": 2, "int8": 1}
+    assert (facts["inputs"], facts["rotated"], facts["lost_bits"]) == ({"int8": 1}, 1, 0.0123)
+    text = render(inspect(bundle.path).table(), 160)
+    for said in ("recipe mine", "for rtx-ada", "fp32 states", "+0.0123", "int4/64"):
+        assert said in text
+
+
 def test_an_engine_says_what_the_manifest_knows_of_it(bundle, tmp_path):
     path = bundle.path / "engines/rtx/step.engine"
     path.parent.mkdir(parents=True)

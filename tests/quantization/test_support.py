@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 
 from ssm_export import errors
+from ssm_export.device_formats import formats
 from ssm_export.errors import SsmExportError
 from ssm_export.quantization.recipe import Mixed, Recipe, Rule, read_recipe, recipe_names
-from ssm_export.quantization.support import allowed_blocks, can_run, check_target, formats
+from ssm_export.quantization.support import allowed_blocks, can_run, check_target
 from ssm_export.targets import all_targets, get_target
 
 # By NVIDIA's support matrices: int8 everywhere here, FP8 from compute capability 8.9 on, the
