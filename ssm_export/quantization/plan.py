@@ -229,28 +229,17 @@ def _activation(
         shared = isinstance(site, ScanSite) and site.port != "x"
         factors = np.ones(seen.channels.shape) if shared else None
     else:
-        groups = _groups(seen.channels, site, rule.grouping)
-        # Clipping takes from every group the share that it takes from the whole.
+        # Clipped first: a channel's rare huge values should not choose its group.
+        channels = np.minimum(seen.channels, _clipped(seen, rule))
+        groups = _groups(channels, site, rule.grouping)
         amplitude = float(groups.max())
         factors = groups / amplitude if amplitude > 0 else np.ones_like(groups)
-        seen_share = _clipped(seen, rule) / max(seen.histogram.minmax(), 1e-30)
-        if rule.clip != "minmax":
-            factors, amplitude = _clipped_groups(factors, amplitude, seen_share)
     scale = amplitude / SCHEMES[rule.activations].maximum if amplitude > 0 else 1.0
     if factors is not None:
         factors = factors.astype(scale_type(precision)).astype(np.float32)
     return dataclasses.replace(
         plan, scale=_representable(scale, site.name, precision), factors=factors
     )
-
-
-def _clipped_groups(
-    factors: np.ndarray, amplitude: float, share: float
-) -> tuple[np.ndarray, float]:
-    """Cap the largest groups at the clipped amplitude of the whole tensor."""
-    cap = min(1.0, share)
-    capped = np.minimum(factors, cap)
-    return capped / cap, amplitude * cap
 
 
 def _clipped(seen: ValueStatistics, rule: Rule) -> float:

@@ -30,7 +30,7 @@ _OPERATIONS: Final = 4e12
 """Multiply-adds that all probes together should take: minutes on two cores."""
 _FEWEST: Final = 64
 """Tokens below which a mean over them says too little."""
-_MOST: Final = 8192
+_MOST: Final = 4096
 """Tokens beyond which a mean over them says no more."""
 
 

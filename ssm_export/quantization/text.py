@@ -83,7 +83,7 @@ def _load_tokenizer(bundle: Bundle) -> _Tokenizer:
     try:
         import tokenizers
     except ImportError as error:
-        raise missing_package("tokenizers", "generate", "calibration from text") from error
+        raise missing_package("tokenizers", "quantize", "calibration from text") from error
     try:
         loaded: _Tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises Exception itself

@@ -1,0 +1,152 @@
+"""`verify` on a quantized bundle: what quantization costs passes, a mistake in the file does not.
+
+Every fault is written into the weights file, and its hash into the manifest: the numbers catch it.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+
+from ssm_export.bundle import Bundle
+from ssm_export.quantization.quantizer import QuantizeOptions, quantize
+from ssm_export.verification import verify
+
+QUICK = ("logits", "states")
+IN = "backbone.layers.0.mixer.in_proj.weight"
+OUT = "backbone.layers.1.mixer.out_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def quantized(bundle_of, family, tmp_path_factory):
+    """``w8a8`` of a tiny model; it is copied before a fault is planted."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr("ssm_export.quantization.drift.STEPS", (16,))
+    folder = tmp_path_factory.mktemp("gates")
+    source = Bundle.open(bundle_of(family, lowering="native"))
+    ids = np.random.default_rng(8).integers(0, source.manifest.sizes["V"], 600)
+    np.save(folder / "ids.npy", ids)
+    options = QuantizeOptions(
+        "w8a8", str(folder / "ids.npy"), sequences=6, tokens=48, sensitivity=False
+    )
+    quantize(source, folder / "bundle", options)
+    patch.undo()
+    return Bundle.open(folder / "bundle")
+
+
+class Faulty:
+    """A copy of a bundle whose weights file is open for changes."""
+
+    def __init__(self, bundle: Bundle, folder) -> None:
+        shutil.copytree(bundle.path, folder)
+        self.bundle = Bundle.open(folder)
+        self.path = folder / self.bundle.manifest.weights.path
+        self.held = {}
+        for form in ("step", "prefill"):
+            graph = onnx.load(self.bundle.graph_path(form, "canonical"), load_external_data=False)
+            self.held |= {tensor.name: tensor for tensor in graph.graph.initializer}
+
+    def array(self, name: str) -> np.ndarray:
+        """The content of an external tensor, writable in place."""
+        tensor = self.held[name]
+        said = {entry.key: entry.value for entry in tensor.external_data}
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        return np.memmap(
+            self.path, dtype, "r+", offset=int(said["offset"]), shape=tuple(tensor.dims)
+        )
+
+    def inline(self, name: str, change) -> None:
+        """Change a tensor that lies in the graphs themselves."""
+        for form in ("step", "prefill"):
+            for entry in self.bundle.manifest.graphs[form].values():
+                path = self.bundle.path / entry.path
+                model = onnx.load(path, load_external_data=False)
+                for tensor in model.graph.initializer:
+                    if tensor.name == name:
+                        array = onnx.numpy_helper.to_array(tensor)
+                        tensor.CopyFrom(onnx.numpy_helper.from_array(change(array), name))
+                onnx.save(model, path)
+
+    def scale(self, name: str, change) -> None:
+        if self.held[name].external_data:
+            array = self.array(name)
+            array[...] = change(np.array(array))
+            array.flush()
+        else:
+            self.inline(name, change)
+
+    def closed(self) -> Bundle:
+        manifest = self.bundle.manifest
+        manifest.weights = self.bundle.entry(manifest.weights.path)
+        for form, graphs in manifest.graphs.items():
+            manifest.graphs[form] = {n: self.bundle.entry(e.path) for n, e in graphs.items()}
+        self.bundle.save()
+        return Bundle.open(self.bundle.path)  # the hashes are right
+
+
+def double_one_scale(faulty: Faulty) -> None:
+    def change(scale):
+        scale = scale.copy()
+        scale[scale.argmax()] *= 2
+        return scale
+
+    faulty.scale(f"{IN}.scale", change)
+
+
+def swap_two_scales(faulty: Faulty) -> None:
+    def change(scale):
+        scale = scale.copy()
+        low, high = scale.argmin(), scale.argmax()
+        scale[[low, high]] = scale[[high, low]]
+        return scale
+
+    faulty.scale(f"{IN}.scale", change)
+
+
+def negate_a_layer(faulty: Faulty) -> None:
+    codes = faulty.array(f"{OUT}.int8")
+    codes[...] = -np.array(codes)
+
+
+def shuffle_a_block(faulty: Faulty) -> None:
+    codes = faulty.array(f"{OUT}.int8")
+    codes[:16] = np.random.default_rng(0).permutation(np.array(codes[:16]))
+
+
+def another_layer(faulty: Faulty) -> None:
+    faulty.array(f"{OUT}.int8")[...] = np.array(faulty.array(f"{OUT.replace('1', '2')}.int8"))
+
+
+def no_hadamard(faulty: Faulty) -> None:
+    name = next(name for name in faulty.held if "hadamard" in name)
+    faulty.scale(name, np.zeros_like)
+
+
+FAULTS = (
+    double_one_scale,
+    swap_two_scales,
+    negate_a_layer,
+    shuffle_a_block,
+    another_layer,
+    no_hadamard,
+)
+
+
+def test_a_sound_bundle_passes(quantized, tmp_path):
+    assert verify(Faulty(quantized, tmp_path / "same").closed(), save=False).ok
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_fault_fails(quantized, tmp_path, fault):
+    faulty = Faulty(quantized, tmp_path / "faulty")
+    before = faulty.path.read_bytes(), faulty.bundle.graph_path("step").read_bytes()
+    fault(faulty)
+    bundle = faulty.closed()
+    after = faulty.path.read_bytes(), bundle.graph_path("step").read_bytes()
+    assert after != before
+    report = verify(bundle, checks=QUICK, save=False)
+    worst = {check.name: (check.worst, check.tolerance) for check in report.checks}
+    assert not report.ok, worst
