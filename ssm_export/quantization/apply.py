@@ -18,6 +18,7 @@ from ssm_export.quantization.recipe import FLOAT
 from ssm_export.quantization.rotation import hadamard
 from ssm_export.quantization.schemes import SCHEMES, QuantizedTensor
 from ssm_export.quantization.sites import WeightSite
+from ssm_export.quantization.stream import Edit
 from ssm_export.quantization.tensors import Tensors
 
 _E4M3: Final = ir.DataType.FLOAT8E4M3FN
@@ -171,6 +172,11 @@ def _rotated(writer: Writer, value: ir.Value, plan: ActivationPlan) -> ir.Value:
 def typed_constant(writer: Writer, name: str, array: np.ndarray, dtype: ir.DataType) -> ir.Value:
     """A float constant in the type of the activations around it."""
     return writer.constant(name, array.astype(dtype.numpy()), dtype)
+
+
+def simulated(plan: Plan, tensors: Tensors) -> Edit:
+    """The edit that puts the simulation of a plan into a piece of a model."""
+    return lambda model: write_plan(model, plan, tensors, Simulated())
 
 
 class Simulated:

@@ -23,11 +23,12 @@ from ssm_export.bundle import disk_errors, write_atomically
 from ssm_export.errors import SsmExportError
 from ssm_export.quantization.clipping import Histogram
 from ssm_export.quantization.pieces import Piece
-from ssm_export.quantization.rotation import rotate
+from ssm_export.quantization.rotation import block_size, rotate
 from ssm_export.quantization.stream import LayerStream
 
 if TYPE_CHECKING:
     from ssm_export.quantization.plan import WeightKey
+    from ssm_export.quantization.sites import Sites
     from ssm_export.quantization.tensors import Tensors
 
 FILE: Final = "calibration/statistics.npz"
@@ -144,6 +145,25 @@ class Work:
     def remove(self) -> None:
         """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def every_value(sites: Sites, needed: Iterable[tuple[str, int]]) -> list[tuple[str, int, int]]:
+    """(value, rotation, layer) of all that recipes may ask for: inputs of scans, and inputs of
+    linear layers as they are and rotated in the block that recipes take by default.
+
+    Args:
+        sites: of the model.
+        needed: (value, rotation) that have to be among them.
+    """
+    found = {(site.value, 0): site.layer for site in sites.scans}
+    layers: dict[str, int] = {}
+    for site in sites.weights:
+        if site.product is not None and not site.is_vocabulary:
+            layers[site.product.activation] = site.layer
+            found[site.product.activation, 0] = site.layer
+            found[site.product.activation, block_size(site.shape[0])] = site.layer
+    found |= {(value, turned): layers[value] for value, turned in needed if turned}
+    return [(value, turned, layer) for (value, turned), layer in sorted(found.items())]
 
 
 def collect(

@@ -17,7 +17,7 @@ from ssm_export.quantization.calibration import FILE, Statistics
 from ssm_export.quantization.data import Rows, generated_rows, read_rows, split_rows
 
 if TYPE_CHECKING:
-    from ssm_export.quantization.quantizer import Job
+    from ssm_export.quantization.job import Job
 
 ROWS: Final = "calibration/rows.npz"
 HELD_OUT: Final = 16

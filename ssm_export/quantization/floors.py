@@ -7,8 +7,10 @@ of ``verify``: a graph may be off by up to twice what its quantization alone com
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -19,54 +21,82 @@ from ssm_export.quantization.pieces import Piece
 from ssm_export.quantization.stream import Edit, LayerStream
 from ssm_export.verification.measure import LOGITS
 from ssm_export.verification.rounding import measure_floor
-from ssm_export.verification.truth import NotRun, Recorded
+from ssm_export.verification.truth import Case, NotRun, Recorded
 
-Floors = dict[str, dict[str, dict[str, float]]]
-_KINDS: Final = ("prefill", "drift")
+Errors = dict[str, dict[str, float]]
+"""Tensor to ``nmse`` and ``element``."""
+Floors = dict[str, Errors]
+"""Kind of recorded case to errors."""
+KINDS: Final = ("prefill", "drift")
 _SIMULATED: Final = "simulated"
 
 
-def simulated_floors(bundle: Bundle, edit: Edit, progress: Progress = SILENT) -> Floors:
-    """Kind of recorded case to tensor to ``nmse`` and ``element`` of the simulated model.
+@dataclass(frozen=True)
+class Simulation:
+    """What a simulated model makes of a recorded prompt.
+
+    Attributes:
+        case: the prompt and its truth.
+        logits: (B,T,V) or (B,1,V) float32, at the positions that the truth has; None as there.
+        states: ``past_*`` name to the state after the prompt, float32.
+    """
+
+    case: Case
+    logits: np.ndarray | None
+    states: Mapping[str, np.ndarray]
+
+    def against(self, logits: np.ndarray | None, states: Mapping[str, np.ndarray]) -> Errors:
+        """Its errors against other logits and states of the same prompt."""
+        found = {
+            name: measure_floor(name, self.states[name], want) for name, want in states.items()
+        }
+        if logits is not None and self.logits is not None:
+            found[LOGITS] = measure_floor(LOGITS, self.logits, logits)
+        return found
+
+    def errors(self) -> Errors:
+        """Its errors against the truth."""
+        return self.against(self.case.logits, self.case.states)
+
+
+def simulations(bundle: Bundle, edit: Edit, progress: Progress = SILENT) -> dict[str, Simulation]:
+    """Kind of recorded case to what the simulated model makes of it.
 
     Args:
         bundle: the float bundle, whose vectors are the truth.
         edit: puts the simulated quantization into a piece.
         progress: shows one step per piece.
     """
-    floors: Floors = {}
+    made: dict[str, Simulation] = {}
+    for kind in KINDS:
+        with contextlib.suppress(NotRun):
+            made[kind] = _simulate(bundle, Recorded(bundle).case(kind), edit, progress)
+    return made
+
+
+def _simulate(bundle: Bundle, case: Case, edit: Edit, progress: Progress) -> Simulation:
+    stream = LayerStream(bundle, case.input_ids, progress=progress)
     names = {state.name_out: state.name_in for state in bundle.manifest.states}
-    for kind in _KINDS:
-        try:
-            case = Recorded(bundle).case(kind)
-        except NotRun:
-            continue
-        stream = LayerStream(bundle, case.input_ids, progress=progress)
-        parts: dict[str, list[np.ndarray]] = {}
+    parts: dict[str, list[np.ndarray]] = {}
 
-        def presents(piece: Piece) -> list[str]:
-            return [out for out, name in names.items() if name in piece.states]
+    def presents(piece: Piece) -> list[str]:
+        return [out for out, name in names.items() if name in piece.states]
 
-        def keep(name: str, array: np.ndarray, parts: dict[str, list[np.ndarray]] = parts) -> None:
-            parts.setdefault(names[name], []).append(array)
+    def keep(name: str, array: np.ndarray) -> None:
+        parts.setdefault(names[name], []).append(array)
 
-        edits = {_SIMULATED: edit}
-        hidden: Mapping[str, np.ndarray] = {}
-        for stage in stream.walk(
-            edits, taps=presents, on_tap=keep, tapped=_SIMULATED, what=f"simulating ({kind})"
-        ):
-            hidden = stage.hidden
-        found = {
-            name: measure_floor(name, np.concatenate(parts[name]), want)
-            for name, want in case.states.items()
-        }
-        if case.logits is not None:
-            positions = case.logits.shape[1]
-            last = {name: value[:, -positions:] for name, value in hidden.items()}
-            logits = np.concatenate([one[_SIMULATED] for _, one in stream.head(last, edits)])
-            found[LOGITS] = measure_floor(LOGITS, logits.reshape(case.logits.shape), case.logits)
-        floors[kind] = found
-    return floors
+    edits = {_SIMULATED: edit}
+    hidden: Mapping[str, np.ndarray] = {}
+    what = f"simulating ({case.name})"
+    for stage in stream.walk(edits, taps=presents, on_tap=keep, tapped=_SIMULATED, what=what):
+        hidden = stage.hidden
+    states = {name: np.concatenate(parts[name]) for name in case.states}
+    if case.logits is None:
+        return Simulation(case, None, states)
+    positions = case.logits.shape[1]
+    last = {name: value[:, -positions:] for name, value in hidden.items()}
+    logits = np.concatenate([one[_SIMULATED] for _, one in stream.head(last, edits)])
+    return Simulation(case, logits.reshape(case.logits.shape), states)
 
 
 def added(*several: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Floors:
@@ -101,7 +131,7 @@ def state_floors(bundle: Bundle, dtype: str, progress: Progress = SILENT) -> Flo
     runner = open_runner(bundle, "onnxruntime")
     try:
         model = RoundedStates(Recurrent(bundle, runner), dtype)
-        for kind in _KINDS:
+        for kind in KINDS:
             try:
                 case = Recorded(bundle).case(kind)
             except NotRun:

@@ -17,7 +17,7 @@ from ssm_export.quantization.grouping import group_channels, group_heads
 from ssm_export.quantization.recipe import FLOAT, Rule
 from ssm_export.quantization.rotation import block_size
 from ssm_export.quantization.schemes import SCHEMES, largest_block
-from ssm_export.quantization.sites import ScanSite, Sites, WeightSite
+from ssm_export.quantization.sites import ScanSite, Sites, WeightSite, product_sites
 
 STEPS: Final = ("clip", "rotation", "grouping", "rounding")
 """Parts of a recipe that can be left out one by one to see what they gain."""
@@ -106,6 +106,23 @@ def rotations(rules: Mapping[str, Rule], sites: Sites) -> dict[str, int]:
         and rules[site.name].weights != FLOAT
         and not site.is_vocabulary
     }
+
+
+def values_needed(rules: Mapping[str, Rule], sites: Sites) -> set[tuple[str, int]]:
+    """The activations, with the block that they are rotated in, whose scales rules take from
+    statistics."""
+    turned = rotations(rules, sites)
+    scans = {
+        (site.value, 0)
+        for site in sites.scans
+        if site.name in rules and rules[site.name].activations != FLOAT
+    }
+    products = {
+        (site.product.activation, turned.get(site.name, 0))
+        for site in product_sites(sites.weights)
+        if site.product and site.name in rules and rules[site.name].activations != FLOAT
+    }
+    return scans | products
 
 
 def weight_keys(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from ssm_export.progress import Progress
-    from ssm_export.quantization.quantizer import Job
+    from ssm_export.quantization.job import Job
     from ssm_export.quantization.sites import ScanSite, WeightSite
 
 _LAYER: Final = re.compile(r"(?<=\.layers\.)\d+(?=\.)")

@@ -4,52 +4,44 @@ from __future__ import annotations
 
 import datetime
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import onnx_ir as ir
 import yaml
 
-from ssm_export.bundle import UNIFIED, WEIGHTS, Bundle, StateSpec
+from ssm_export.bundle import UNIFIED, WEIGHTS, Bundle, ParityEntry, StateSpec
 from ssm_export.engines._plugins import PLUGIN, plugin_graph
 from ssm_export.graph_files import CANONICAL, fastest_lowering, move_out, write_graphs
 from ssm_export.lowering import LOWERINGS, attach_bodies
 from ssm_export.machine import tool_versions
 from ssm_export.progress import Progress
-from ssm_export.quantization.apply import Simulated, write_plan
+from ssm_export.quantization.apply import simulated, write_plan
 from ssm_export.quantization.cpu_rounding import round_inputs
-from ssm_export.quantization.floors import Floors, added, simulated_floors, state_floors
+from ssm_export.quantization.floors import Simulation, added, simulations, state_floors
 from ssm_export.quantization.plan import Plan
+from ssm_export.quantization.recipe import FLOAT
 from ssm_export.quantization.state import retype_states
 from ssm_export.quantization.tensors import Tensors
 from ssm_export.quantization.typed import Typed, raise_opset
 from ssm_export.targets import get_target
 from ssm_export.verification.rounding import of_runner
+from ssm_export.verification.truth import PREFILL, SIMULATED
 
 if TYPE_CHECKING:
-    from ssm_export.quantization.quantizer import Job
+    from ssm_export.quantization.job import Job
 
 _CONFIG: Final = "effective_config.yaml"
+_CPU: Final = "onnxruntime"
+"""The runner whose rounding of inputs is simulated."""
 _NO_FP4: Final = "ONNX Runtime's CPU has no kernel for FP4, so only graphs packed for it run there"
-
-
-@dataclass(frozen=True)
-class Written:
-    """A bundle that is complete but for its checks.
-
-    Attributes:
-        bundle: the new bundle.
-        notes: what there is to say about its graphs.
-    """
-
-    bundle: Bundle
-    notes: tuple[str, ...]
 
 
 def write_bundle(
     folder: Path, job: Job, plan: Plan, tensors: Tensors, progress: Progress
-) -> Written:
+) -> Bundle:
     """Write graphs, weights, vectors and manifest of a quantized bundle.
 
     Args:
@@ -74,36 +66,66 @@ def write_bundle(
     fp4 = any(key.scheme == "nvfp4" for key in plan.weights.values())
     held = set(source.manifest.graphs["step"]) - {CANONICAL} | ({"ort"} if fp4 else set())
     lowerings = tuple(name for name in LOWERINGS if name in held)
-    notes = write_graphs(bundle, graphs, lowerings, progress)
+    write_graphs(bundle, graphs, lowerings, progress)
     if fp4:
         manifest.lowering = {"chosen": "ort", "why": _NO_FP4, "measured": {}}
     elif set(lowerings) == set(LOWERINGS):
         manifest.lowering = fastest_lowering(bundle, progress)
     for name in source.manifest.graphs.get(UNIFIED, {}):
         plugin_graph(bundle, get_target(name.removeprefix(f"{PLUGIN}-")), progress)
-    manifest.rounding = _rounding(job, plan, tensors, progress)
+    _record_simulation(bundle, job, plan, tensors, progress)
     (folder / _CONFIG).write_text(_config(job), encoding="utf-8")
     bundle.save()
-    return Written(bundle, notes)
+    return bundle
 
 
-def _rounding(job: Job, plan: Plan, tensors: Tensors, progress: Progress) -> Floors:
-    """The errors that the new bundle may have, of any runner and of ONNX Runtime's CPU."""
+def _record_simulation(
+    bundle: Bundle, job: Job, plan: Plan, tensors: Tensors, progress: Progress
+) -> None:
+    """Keep what the simulation makes of the recorded prompt, and the errors that are allowed.
+
+    ``prefill`` and ``drift`` are errors against the float model, the case ``simulated`` those
+    against the simulation. ONNX Runtime's CPU has its own, since it rounds inputs too. A runner
+    that nothing is known of, and any runner where activations are rounded to static scales, may be
+    off from the simulation as far as that is from the float model: a value at the border of two
+    codes goes either way, and some layers on most values have another neighbour.
+    """
     source = job.source
-
-    def simulated(model: ir.Model) -> bool:
-        return write_plan(model, plan, tensors, Simulated())
+    edit = simulated(plan, tensors)
 
     def on_cpu(model: ir.Model) -> bool:
-        changed = simulated(model)
+        changed = edit(model)
         round_inputs(model, plan, tensors)
         return changed
 
+    anywhere = simulations(source, edit, progress)
+    here = simulations(source, on_cpu, progress)
     states = state_floors(source, job.state_dtype, progress)
     before = source.manifest.rounding
-    anywhere = added(before, simulated_floors(source, simulated, progress), states)
-    here = added(before, simulated_floors(source, on_cpu, progress), states)
-    return {**anywhere, **{of_runner(kind, "onnxruntime"): found for kind, found in here.items()}}
+    made = added(before, {kind: one.errors() for kind, one in anywhere.items()}, states)
+    own = added(before, {kind: one.errors() for kind, one in here.items()}, states)
+    rounding = {**made, **{of_runner(kind, _CPU): found for kind, found in own.items()}}
+    if PREFILL in anywhere:
+        exact, rounded = anywhere[PREFILL], here[PREFILL]
+        rounding[SIMULATED] = made[PREFILL]
+        if all(one.scheme == FLOAT for one in plan.activations):
+            apart = {PREFILL: rounded.against(exact.logits, exact.states)}
+            rounding[of_runner(SIMULATED, _CPU)] = added(before, apart, states)[PREFILL]
+        _save_vectors(bundle, exact)
+    bundle.manifest.rounding = rounding
+
+
+def _save_vectors(bundle: Bundle, simulation: Simulation) -> None:
+    ids = simulation.case.input_ids
+    relative = f"parity/{SIMULATED}.npz"
+    arrays = dict(simulation.states)
+    if simulation.logits is not None:
+        arrays["logits"] = simulation.logits
+    path = bundle.path / relative
+    path.parent.mkdir(exist_ok=True)
+    np.savez_compressed(path, input_ids=ids, **arrays)  # type: ignore[arg-type]  # keywords
+    entry = ParityEntry(SIMULATED, SIMULATED, bundle.entry(relative), *ids.shape)
+    bundle.manifest.parity = (*bundle.manifest.parity, entry)
 
 
 def _typed_graphs(

@@ -93,32 +93,40 @@ class Context:
             return logits[:, -1:]
         return logits[:, tokens - 1 : tokens] if logits.shape[1] == length else None
 
-    def logits_agree(self, run: str, got: np.ndarray, want: np.ndarray | None) -> list[Measurement]:
-        """Logits against the truth: both gates. Nothing where the truth has none."""
+    def logits_agree(
+        self, run: str, got: np.ndarray, want: np.ndarray | None, kind: str = "prefill"
+    ) -> list[Measurement]:
+        """Logits against the truth: both gates, with the rounding of a kind of case. Nothing where
+        the truth has none."""
         if want is None:
             return []
-        return self._agree(run, self.logits_place, got, want)
+        return self._agree(run, self.logits_place, got, want, kind)
 
     def states_agree(
-        self, run: str, got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]
+        self,
+        run: str,
+        got: Mapping[str, np.ndarray],
+        want: Mapping[str, np.ndarray],
+        kind: str = "prefill",
     ) -> list[Measurement]:
-        """Every state that the truth has, against it: both gates. Recorded vectors have all."""
+        """Every state that the truth has, against it: both gates, with the rounding of a kind of
+        case. Recorded vectors have all."""
         got = self.model.real_states(got)
         found: list[Measurement] = []
         for name, place in self.places.items():
             if name in want:
-                found += self._agree(run, place, got[name], want[name])
+                found += self._agree(run, place, got[name], want[name], kind)
             elif self.truth.name == "parity":
                 missing = Measurement(run, place, "nmse", math.inf, 0.0, f"{name} is not recorded")
                 found.append(missing)
         return found
 
     def _agree(
-        self, run: str, place: Place, got: np.ndarray, want: np.ndarray
+        self, run: str, place: Place, got: np.ndarray, want: np.ndarray, kind: str
     ) -> list[Measurement]:
         if got.shape != want.shape:
             return [wrong_shape(run, place, got, want)]
-        floor = floor_of(self.rounding, "prefill", place.tensor)
+        floor = floor_of(self.rounding, kind, place.tensor)
         allowed = max(self.gates.nmse(place.depth), MARGIN**2 * floor.nmse)
         mean, row = squared_error(got, want)
         relative, absolute = self.gates.element(place.depth)

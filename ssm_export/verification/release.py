@@ -37,7 +37,8 @@ def verify_or_refuse(
 
     runner = OneForm(load) if large else load()
     try:
-        checks = LARGE_CHECKS if large else None
+        few = LARGE_CHECKS + (("codes",) if bundle.manifest.quantization else ())
+        checks = few if large else None
         report = verify(bundle, runner=runner, checks=checks, progress=progress)
     finally:
         runner.close()

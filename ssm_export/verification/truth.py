@@ -14,6 +14,10 @@ from ssm_export.errors import SsmExportError
 from ssm_export.verification.gates import DRIFT_STEPS, GREEDY_TOKENS
 from ssm_export.verification.reference import Reference
 
+PREFILL: Final = "prefill"
+"""Kind of the recorded prompt."""
+SIMULATED: Final = "simulated"
+"""Kind of the same prompt in a simulation of the quantized model; float bundles have none."""
 PROMPT: Final = (3, 67)
 """Rows and tokens of a prompt of ours, where the bundle records none: past a chunk of 64."""
 MOST_LOGITS_BYTES: Final = 1 << 30

@@ -13,6 +13,7 @@ from ssm_export.engines.runner import Recurrent, Runner
 from ssm_export.errors import SsmExportError
 from ssm_export.progress import SILENT, Progress
 from ssm_export.verification.checks import CHECKS
+from ssm_export.verification.checks.simulation import codes
 from ssm_export.verification.context import Context, Outcome
 from ssm_export.verification.locate import first_departure, layer_table
 from ssm_export.verification.measure import Measurement
@@ -61,7 +62,7 @@ def verify(
     """
     if not isinstance(bundle, Bundle):
         bundle = Bundle.open(bundle)
-    names = _chosen(checks)
+    names = _chosen(checks, bundle)
     truth = _truth(bundle, against, reference)
     began = time.perf_counter()
     with opened(bundle, runner, lowering) as loaded:
@@ -117,9 +118,10 @@ def save_report(bundle: Bundle, report: VerifyReport) -> None:
         bundle.save()
 
 
-def _chosen(checks: Sequence[str] | None) -> list[str]:
-    if checks is None:
-        return list(CHECKS)
+def _chosen(checks: Sequence[str] | None, bundle: Bundle) -> list[str]:
+    if checks is None:  # a float bundle has no codes to check
+        quantized = bool(bundle.manifest.quantization)
+        return [name for name in CHECKS if quantized or CHECKS[name] is not codes]
     for name in checks:
         if name not in CHECKS:
             raise SsmExportError(

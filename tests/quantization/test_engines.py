@@ -87,7 +87,7 @@ def float_engines(
 @pytest.fixture
 def quantized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bundle]:
     """``quantized(bundle, recipe)``: the files of a quantized bundle."""
-    monkeypatch.setattr(writer, "_rounding", lambda *_: {})  # tolerances of verify
+    monkeypatch.setattr(writer, "_record_simulation", lambda *_: None)  # for verify
 
     def make(source: Bundle, recipe: str, **options: Any) -> Bundle:
         output = tmp_path / "quantized"
@@ -95,10 +95,9 @@ def quantized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         vocabulary = source.manifest.sizes["V"]
         ids = np.random.default_rng(5).integers(0, vocabulary, (2, 32))
         rows = Rows.of(ids, "random ids")
-        run = quantizer._Quantization(job, Corpus(rows, rows), output, SILENT)
-        run.decide()
+        settled = quantizer.Deciding(job, Corpus(rows, rows), output, SILENT).settle()
         with new_bundle(output) as folder:
-            writer.write_bundle(folder, job, run.plan, run.tensors, SILENT)
+            writer.write_bundle(folder, job, settled.plan, settled.tensors, SILENT)
         return Bundle.open(output)
 
     return make

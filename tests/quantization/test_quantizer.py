@@ -158,10 +158,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 
 
 def test_work_of_another_recipe_or_data_is_not_taken(source, options, tmp_path, monkeypatch):
-    def stop(self, folder):
+    def stop(*arguments):
         raise PowerOutError
 
-    monkeypatch.setattr(quantizer._Quantization, "write", stop)
+    monkeypatch.setattr(quantizer, "write_bundle", stop)
     with pytest.raises(PowerOutError):
         quantize(source, tmp_path / "out", options())
     work = tmp_path / ".out.quantize"

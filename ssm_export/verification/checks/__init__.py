@@ -13,12 +13,14 @@ from ssm_export.verification.checks.agreement import logits, states
 from ssm_export.verification.checks.batch import independent_rows, ragged
 from ssm_export.verification.checks.long_runs import drift, greedy_tokens
 from ssm_export.verification.checks.sequence import lengths, prefill_equals_steps, splits
+from ssm_export.verification.checks.simulation import codes
 from ssm_export.verification.context import Context, Outcome
 
 CHECKS: Final[Mapping[str, Callable[[Context], Outcome]]] = MappingProxyType(
     {
         "logits": logits,
         "states": states,
+        "codes": codes,
         "lengths": lengths,
         "prefill equals steps": prefill_equals_steps,
         "splits": splits,
