@@ -30,6 +30,7 @@ _GENERATED_WORK: Final = 2e12
 _HELD_OUT_WORK: Final = 4e12
 """Multiply-adds of one model over the held-out rows, above which fewer of them are taken."""
 _FEWEST: Final = 4
+_SHARE: Final = 0.2
 _STEP_TOKENS: Final = 128
 _STEP_ROWS: Final = 8
 
@@ -75,16 +76,19 @@ def open_corpus(job: Job, progress: Progress) -> Corpus:
         SsmExportError: ``BAD_CALIBRATION`` for data that cannot be used.
     """
     options, bundle = job.options, job.source
-    if options.calibration and Path(options.calibration).is_dir():
-        corpus = _reused(Path(options.calibration), bundle)
-    else:
-        corpus = _read(job, progress)
-    if options.evaluation:
-        tokens = corpus.calibration.ids.shape[1]
-        wanted = _held_out(bundle, tokens)
-        held_out = read_rows(options.evaluation, bundle, sequences=wanted, tokens=tokens)
-        corpus = dataclasses.replace(corpus, evaluation=held_out)
-    return corpus
+    if not (options.calibration and Path(options.calibration).is_dir()):
+        return _read(job, progress)
+    corpus = _reused(Path(options.calibration), bundle)
+    if not options.evaluation:
+        return corpus
+    return dataclasses.replace(
+        corpus, evaluation=_given(options.evaluation, bundle, corpus.calibration.ids.shape[1])
+    )
+
+
+def _given(path: str, bundle: Bundle, tokens: int) -> Rows:
+    """Held-out rows from a file of their own."""
+    return read_rows(path, bundle, sequences=_held_out(bundle, tokens), tokens=tokens)
 
 
 def _read(job: Job, progress: Progress) -> Corpus:
@@ -99,14 +103,18 @@ def _read(job: Job, progress: Progress) -> Corpus:
             note = f"{fewer} rows of {tokens} tokens where the recipe has {sequences}, for time"
             notes = (f"{note}; --sequences {sequences} takes all",)
             sequences = fewer
-    held_out = _held_out(bundle, tokens)
+    held_out = 0 if options.evaluation else _held_out(bundle, tokens)
     total = sequences + held_out
     if options.calibration is None:
         rows = generated_rows(bundle, total, tokens, progress=progress)
     else:
         rows = read_rows(options.calibration, bundle, sequences=total, tokens=tokens)
-    calibration, evaluation = split_rows(rows, held_out / total)
-    return Corpus(calibration, evaluation, notes=notes)
+    if options.evaluation:
+        held = _given(options.evaluation, bundle, rows.ids.shape[1])
+        return Corpus(rows, held, notes=notes)
+    # Of data that is short of what was asked for, calibration gets the larger share.
+    share = held_out / total if len(rows.ids) == total else _SHARE
+    return Corpus(*split_rows(rows, share), notes=notes)
 
 
 def _held_out(bundle: Bundle, tokens: int) -> int:
