@@ -4,6 +4,8 @@
 # PYTHON=python3.12 chooses the interpreter (3.10 to 3.13).
 
 PYTHON ?= python3
+# Two test files at a time; a file stays together, because its tests share what they made.
+PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --no-input install --quiet --constraint constraints.txt
@@ -21,7 +23,7 @@ test: $(VENV)/test-$(VERSION)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest $(PYTEST_ARGS)
 
 $(VENV)/demo-$(VERSION): $(VENV)/python-$(VERSION) $(INPUTS)
 	@echo "installing what the demo needs into $(VENV) (torch among it, a few minutes)"
