@@ -121,6 +121,8 @@ def by_hand(found, model: ir.Model) -> ir.Model:
             name=f"by hand {plan.name}",
         )
         made.outputs[0].name = made.name
+        made.outputs[0].type = values[plan.value].type
+        made.outputs[0].shape = values[plan.value].shape
         if plan.factors is not None:
             made.attributes["factors"] = ir.AttrTensor("factors", ir.tensor(plan.factors))
         first = min((nodes[node] for node, _ in plan.uses), key=list(model.graph).index)
