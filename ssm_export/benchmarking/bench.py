@@ -15,10 +15,10 @@ from ssm_export import errors
 from ssm_export.benchmarking.report import BenchReport, Row
 from ssm_export.benchmarking.timing import MemoryPeak, percentiles, timed
 from ssm_export.bundle import Bundle, write_atomically
+from ssm_export.documents import versions
 from ssm_export.engines.runner import Recurrent, Runner
 from ssm_export.errors import SsmExportError
 from ssm_export.progress import SILENT, Progress, Task
-from ssm_export.report import versions
 from ssm_export.verification import QUICK, feeding, verify
 from ssm_export.verification.opening import opened
 from ssm_export.verification.truth import vocabulary

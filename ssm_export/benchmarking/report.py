@@ -92,7 +92,7 @@ class BenchReport:
         from rich.console import Group
         from rich.text import Text
 
-        from ssm_export.report import tables
+        from ssm_export.documents import tables
 
         slowest = {phase: self._slowest(phase) for phase in ("prefill", "decode")}
         lines = [

@@ -66,7 +66,7 @@ def _commands(bundle: str, options: dict[str, Any]) -> Result:
 def _table(bundle: str, report: BuildReport) -> RenderableType:
     from rich.console import Group
 
-    from ssm_export.report.tables import plain, size, table
+    from ssm_export.documents.tables import plain, size, table
 
     rows = [
         (

@@ -165,6 +165,6 @@ class Facts:
 
     def table(self) -> RenderableType:
         """The table for a terminal."""
-        from ssm_export.report.tables import plain, table
+        from ssm_export.documents.tables import plain, table
 
         return table(self.title, ("", ""), [(name, plain(value)) for name, value in self.rows])

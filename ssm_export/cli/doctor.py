@@ -33,7 +33,7 @@ def command(job: Job) -> Result:
 
 
 def _table(report: DoctorReport) -> RenderableType:
-    from ssm_export.report.tables import plain, table
+    from ssm_export.documents.tables import plain, table
 
     rows = []
     group = ""

@@ -78,7 +78,7 @@ def command(job: Job, checkpoint: str, output: str, **options: Any) -> Result:
 def _table(report: ExportReport) -> RenderableType:
     from rich.console import Group
 
-    from ssm_export.report.tables import size
+    from ssm_export.documents.tables import size
 
     plan = report.plan
     rows = [

@@ -33,7 +33,7 @@ def command(job: Job, path: str, **options: Any) -> Result:
 def _table(report: KernelsReport) -> RenderableType:
     from rich.console import Group
 
-    from ssm_export.report.tables import plain, size, table
+    from ssm_export.documents.tables import plain, size, table
 
     rows: list[tuple[str, ...]] = []
     refused: list[str] = []

@@ -40,7 +40,7 @@ def command(job: Job, what: str) -> Result:
 
 
 def _table(what: str, items: Sequence[dict[str, Any]]) -> RenderableType:
-    from ssm_export.report.tables import plain, table
+    from ssm_export.documents.tables import plain, table
 
     keys = [key for key in items[0] if key not in _LONG] if items else ["name"]
     rows = [[plain(_cell(item[key])) for key in keys] for item in items]

@@ -159,7 +159,7 @@ def verb_of(group: click.Group, args: list[str]) -> str:
 
 
 def _write_json(verb: str, command: str, body: dict[str, Any]) -> None:
-    from ssm_export.report import document
+    from ssm_export.documents import document
 
     strict = _without_infinities(document(verb, command, body))
     print(json.dumps(strict, indent=2, allow_nan=False), flush=True)

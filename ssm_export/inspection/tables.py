@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby, zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
-from ssm_export.report.tables import plain, shape, size, table
+from ssm_export.documents.tables import plain, shape, size, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

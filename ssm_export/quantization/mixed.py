@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ssm_export import errors
+from ssm_export.documents.tables import size
 from ssm_export.errors import SsmExportError
 from ssm_export.quantization.apply import Simulated, write_plan
 from ssm_export.quantization.calibration import Statistics
@@ -26,7 +27,6 @@ from ssm_export.quantization.sensitivity import few_rows, probe_costs, weight_pr
 from ssm_export.quantization.sites import Sites
 from ssm_export.quantization.stream import LayerStream
 from ssm_export.quantization.tensors import Tensors
-from ssm_export.report.tables import size
 
 _REPAIRS: Final = 5
 _MARGIN: Final = 0.9

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from ssm_export.documents import tables
 from ssm_export.quantization.corpus import open_corpus
 from ssm_export.quantization.mixed import candidate_rules
 from ssm_export.quantization.number_formats import SCHEMES
 from ssm_export.quantization.plan import WeightKey, rotations, scale_type, weight_keys
 from ssm_export.quantization.recipe import FLOAT, Rule
 from ssm_export.quantization.tensors import PER_TENSOR
-from ssm_export.report import tables
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

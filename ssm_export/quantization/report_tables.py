@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
+from ssm_export.documents import tables
 from ssm_export.quantization.report import lost_bits_of
-from ssm_export.report import tables
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

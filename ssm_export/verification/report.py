@@ -124,7 +124,7 @@ class VerifyReport:
         """The report for a terminal."""
         from rich.console import Group
 
-        from ssm_export.report import tables
+        from ssm_export.documents import tables
 
         marks = {PASSED: "[green]passed[/]", FAILED: "[red]FAILED[/]", NOT_RUN: "[dim]not run[/]"}
         rows = []

@@ -10,9 +10,9 @@ from toy_bundle import D, K, L, N, PlainRunner, make_toy_bundle
 
 from ssm_export import errors
 from ssm_export.bundle import Bundle, EngineEntry
+from ssm_export.documents.tables import render
 from ssm_export.errors import SsmExportError
 from ssm_export.inspection import inspect
-from ssm_export.report.tables import render
 from ssm_export.verification import verify
 
 

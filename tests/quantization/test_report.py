@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from ssm_export.documents.tables import render
 from ssm_export.errors import SsmExportError
 from ssm_export.quantization.drift import DriftNotRun, DriftPoint
 from ssm_export.quantization.evaluation import Quality
@@ -28,7 +29,6 @@ from ssm_export.quantization.report import (
     weights_read,
 )
 from ssm_export.quantization.sensitivity import Sensitivity
-from ssm_export.report.tables import render
 from ssm_export.targets import get_target
 
 PARAMETERS_130M = 50288 * 768 + 24 * (

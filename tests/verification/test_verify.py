@@ -261,7 +261,7 @@ def test_usage_errors_are_named(sound):
 
 
 def test_the_table_names_the_failure(verify_fault):
-    from ssm_export.report.tables import render
+    from ssm_export.documents.tables import render
 
     report = verify_fault(Fault("weight in_proj", 1), "states", bisect=True)
     text = render(report.table(), width=160)

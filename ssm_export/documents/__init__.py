@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ssm_export.report.document import document, versions
+from ssm_export.documents.document import document, versions
 
 __all__ = ["document", "versions"]

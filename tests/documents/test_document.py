@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from ssm_export.report import document
-from ssm_export.report.tables import bar, plain, render, size, table
+from ssm_export.documents import document
+from ssm_export.documents.tables import bar, plain, render, size, table
 
 
 def test_the_head_comes_first_and_a_body_cannot_replace_it():
