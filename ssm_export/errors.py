@@ -2,7 +2,7 @@
 
 An error says what, where, why and the command or edit that fixes it. Numbers are grouped by the
 stage that raises them: 1xx usage, 2xx checkpoint, 3xx trace and lowering, 4xx bundle, 5xx engines,
-6xx this machine, 7xx verify and bench, 901 a mistake of ours.
+6xx this machine, 7xx verify, bench and sessions, 8xx quantize, 901 a mistake of ours.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ NEWER_SCHEMA = _code(402, "the bundle was made by a newer release")
 HASH_MISMATCH = _code(403, "a file of the bundle was changed after it was verified")
 MISSING_FILE = _code(404, "a file that the manifest names is missing")
 DISK_FULL = _code(405, "the disk is full")
+NOT_A_PACK = _code(406, "the file is not a pack of this tool, or only a part of one")
+PACK_CHANGED = _code(407, "a file of a pack is not the one that was packed")
 
 # 5xx engines
 ENGINE_BUILD_FAILED = _code(501, "the engine could not be built")
@@ -81,12 +83,19 @@ BAD_FEED = _code(506, "an array fed to a graph is missing, unknown, or of a wron
 MISSING_PACKAGE = _code(601, "a Python package is not installed", EXIT_MACHINE)
 NO_GPU = _code(602, "this machine has no GPU that can run the engine", EXIT_MACHINE)
 MISSING_PROVIDER = _code(603, "the runtime lacks the execution provider", EXIT_MACHINE)
+WRONG_DEVICE = _code(604, "this is made for another chip, system or release", EXIT_MACHINE)
+TOO_LITTLE_MEMORY = _code(605, "the device has too little memory, or too little disk", EXIT_MACHINE)
+MISSING_TOOL = _code(606, "a program of the system is not installed", EXIT_MACHINE)
 
-# 7xx verify, bench, generate
+# 7xx verify, bench, generate, sessions
 PARITY_FAILED = _code(701, "the graph does not compute what the reference computes")
 NOT_VERIFIED = _code(702, "the bundle does not pass verify, so its speed means nothing")
 NO_TOKENIZER = _code(703, "the bundle has no tokenizer")
 EMPTY_PROMPT = _code(704, "the prompt has no tokens", EXIT_USAGE)
+BAD_STATE_FILE = _code(705, "a saved state cannot be read")
+STATE_MISMATCH = _code(706, "a saved state is of another bundle")
+SLOWER = _code(707, "the bundle is slower than the baseline by more than the noise")
+BAD_BASELINE = _code(708, "a baseline cannot be read, or measured something else")
 
 # 8xx quantize
 BAD_CALIBRATION = _code(801, "calibration or evaluation data cannot be used", EXIT_USAGE)
