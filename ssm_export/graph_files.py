@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from ssm_export import errors
 from ssm_export.benchmarking.choose import choose_lowering
-from ssm_export.bundle import Bundle, FileEntry
+from ssm_export.bundle import Bundle, FileEntry, Manifest
 from ssm_export.errors import SsmExportError
 from ssm_export.external import Stored, write_tensors
 from ssm_export.lowering import LOWERINGS, lower
@@ -19,7 +19,8 @@ from ssm_export.progress import SILENT, Progress
 
 CANONICAL: Final = "canonical"
 LARGE_WEIGHTS_BYTES: Final = 1 << 30
-"""Above this the lowering is not chosen by measuring, and checks run with little memory."""
+"""Above this a model is large: its lowering is not chosen by measuring, and few checks are run."""
+_WEIGHT_BYTES: Final = {"fp32": 4, "fp16": 2, "bf16": 2}
 INLINE_BYTES: Final = 1024
 """A constant of at most this size stays in its graph."""
 _GRAPH_BYTES: Final = 5_000_000
@@ -79,12 +80,21 @@ def save_graph(bundle: Bundle, graph: ir.Model, relative: str) -> FileEntry:
     return entry
 
 
+def is_large(manifest: Manifest) -> bool:
+    """Whether running every lowering of a model side by side asks for too much memory.
+
+    A quantized model counts with its float weights: graphs that hold no fused operator widen them.
+    """
+    bytes_each = _WEIGHT_BYTES[manifest.precision]
+    return manifest.sizes["parameters"] * bytes_each > LARGE_WEIGHTS_BYTES
+
+
 def fastest_lowering(bundle: Bundle, progress: Progress = SILENT) -> dict[str, Any]:
     """The manifest's ``lowering`` of a bundle that holds all: measured where it is small."""
-    size = bundle.manifest.weights.bytes
-    if size <= LARGE_WEIGHTS_BYTES:
+    if not is_large(bundle.manifest):
         return choose_lowering(bundle, LOWERINGS, progress=progress)
-    why = f"not measured, the weights have {size / 1e9:.1f} GB; "
+    why = f"not measured, the model has {bundle.manifest.sizes['parameters'] / 1e9:.1f} billion "
+    why += "parameters; "
     return {
         "chosen": "ort",
         "why": why + "ONNX Runtime's fused operators are the faster ones on smaller models",

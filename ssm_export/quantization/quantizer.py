@@ -14,7 +14,7 @@ from typing import Any, Final
 from ssm_export import errors
 from ssm_export.bundle import Bundle, new_bundle, refuse_existing, write_atomically
 from ssm_export.errors import SsmExportError
-from ssm_export.graph_files import LARGE_WEIGHTS_BYTES
+from ssm_export.graph_files import is_large
 from ssm_export.progress import SILENT, Progress
 from ssm_export.quantization.calibration import FILE, Statistics, Work, collect, every_value
 from ssm_export.quantization.corpus import Corpus, open_corpus
@@ -182,8 +182,7 @@ def _make(
         statistics.save(folder / FILE)
     notes: tuple[str, ...] = ()
     if job.options.verify:
-        large = manifest.weights.bytes > LARGE_WEIGHTS_BYTES
-        _, notes = verify_or_refuse(bundle, large=large, progress=progress)
+        _, notes = verify_or_refuse(bundle, large=is_large(manifest), progress=progress)
     report = measure(bundle, settled, notes, progress)
     manifest.verified = job.options.verify
     manifest.quantization |= {
