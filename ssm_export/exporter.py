@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,19 +25,24 @@ from ssm_export.bundle import (
     Manifest,
     new_bundle,
     refuse_existing,
+    write_atomically,
 )
 from ssm_export.checkpoints import Checkpoint, open_checkpoint
-from ssm_export.engines._plugins import PLUGIN, plugin_graph, plugin_lowering
+from ssm_export.engines._plugins import PLUGIN, plugin_lowering
 from ssm_export.errors import SsmExportError
-from ssm_export.graph_files import (
-    CANONICAL,
-    LARGE_WEIGHTS_BYTES,
-    fastest_lowering,
-    write_graphs,
+from ssm_export.export_target import (
+    AUTO,
+    compile_kernels,
+    compiles_kernels,
+    foretell,
+    needs_of_model,
+    precision_for,
 )
+from ssm_export.graph_files import CANONICAL, fastest_lowering, is_large, write_graphs
 from ssm_export.lowering import LOWERINGS, attach_bodies
 from ssm_export.models import family
 from ssm_export.models.base import DTYPES, RecurrentLM
+from ssm_export.prediction import Needs, Prediction
 from ssm_export.progress import SILENT, Progress
 from ssm_export.recording import record_parity
 from ssm_export.references.torch_model import TorchReference
@@ -48,7 +54,7 @@ from ssm_export.weights import Weights, write_weights
 if TYPE_CHECKING:
     from ssm_export.verification import VerifyReport
 
-AUTO: Final = "auto"
+EXPORT_REPORT: Final = "reports/export.json"
 STATE_DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -57,12 +63,15 @@ class ExportOptions:
     """How to export. ``None`` and ``auto`` mean: choose well.
 
     Args:
-        precision: ``fp32``, ``fp16`` or ``bf16``: weights and activations. Scan arithmetic is fp32.
+        precision: ``auto`` (fp16 for a target, fp32 without one), ``fp32``, ``fp16`` or ``bf16``:
+            weights and activations. Scan arithmetic is fp32.
         state_dtype: ``fp32`` or ``fp16``: the SSM states. bf16 drifts and is refused.
         lowering: ``auto`` (the fastest for ONNX Runtime here), ``canonical``, ``native``, ``ort``,
             or ``plugin``: ``native`` graphs for the runtimes here, and beside them the graph that
-            TensorRT runs with our plugin library.
-        target: the device whose kernels ``plugin`` compiles.
+            TensorRT runs with our plugin library. ``auto`` adds that one too where the target's
+            engines are TensorRT's and Triton is here to compile kernels for its chip.
+        target: the device it is for; what it will do there is predicted, and a model that
+            cannot fit is refused.
         ragged: graphs take ``sequence_lengths (B,)`` for right-padded batches.
         logits: ``last`` or ``all`` positions.
         parity: ``quick`` records prompts only, ``full`` also 4096-token drift and 256 greedy
@@ -70,7 +79,7 @@ class ExportOptions:
         verify: whether the graphs must pass before the bundle appears.
     """
 
-    precision: str = "fp32"
+    precision: str = AUTO
     state_dtype: str = "fp32"
     lowering: str = AUTO
     target: str | None = None
@@ -84,7 +93,7 @@ class ExportOptions:
         if self.state_dtype == "bf16":
             raise errors.bf16_state()
         choices: dict[str, tuple[str, ...]] = {
-            "precision": tuple(DTYPES),
+            "precision": (AUTO, *DTYPES),
             "state_dtype": tuple(STATE_DTYPES),
             "lowering": (AUTO, CANONICAL, *LOWERINGS, PLUGIN),
             "logits": ("last", "all"),
@@ -99,16 +108,26 @@ class ExportOptions:
                     where=f"--{name.replace('_', '-')}",
                     fix=f"--{name.replace('_', '-')} {allowed[0]}",
                 )
-        if (self.lowering == PLUGIN) != (self.target is not None):
+        if self.lowering == PLUGIN and self.target is None:
             raise SsmExportError(
                 errors.BAD_OPTION,
-                "--lowering plugin and --target belong together",
+                "--lowering plugin needs --target",
                 where="--target",
-                why="kernels are compiled for one chip, and the other lowerings have none",
+                why="kernels are compiled for one chip",
                 fix="--lowering plugin --target jetson-agx-orin; ssm-export list targets has all",
             )
         if self.target is not None:
-            plugin_lowering(get_target(self.target))
+            target = get_target(self.target)
+            if self.lowering == PLUGIN:
+                plugin_lowering(target)
+
+    def settled(self) -> ExportOptions:
+        """With the precision that ``auto`` stands for."""
+        if self.precision != AUTO:
+            return self
+        return replace(
+            self, precision=precision_for(get_target(self.target) if self.target else None)
+        )
 
 
 @dataclass(frozen=True)
@@ -119,12 +138,15 @@ class ExportReport:
         bundle: the bundle's folder; None after a dry run.
         plan: family, sizes, states and files that were (or would be) made.
         verification: the checks that ran before the bundle appeared; None when skipped.
+        notes: what to know, one sentence each.
+        prediction: what the target will do with it; None without a target.
     """
 
     bundle: Path | None
     plan: dict[str, Any]
     verification: VerifyReport | None = None
     notes: tuple[str, ...] = field(default=())
+    prediction: Prediction | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The members of the ``--json`` document."""
@@ -132,6 +154,8 @@ class ExportReport:
         return {
             "bundle": str(self.bundle) if self.bundle else None,
             "plan": self.plan,
+            "target": self.plan["options"]["target"],
+            "prediction": self.prediction.as_json() if self.prediction else None,
             "checks": checks,
             "notes": list(self.notes),
         }
@@ -156,10 +180,12 @@ def export(
 
     Raises:
         SsmExportError: 1xx for options, 2xx for the checkpoint, 3xx for tracing,
-            ``PARITY_FAILED`` when the graphs do not compute what the reference computes.
+            ``PARITY_FAILED`` when the graphs do not compute what the reference computes,
+            ``TOO_LITTLE_MEMORY`` for a model that cannot fit the target.
     """
     options = options or ExportOptions()
     options.check()
+    options = options.settled()
     refuse_existing(output)  # before the work, and again where the folder is made
     with open_checkpoint(os.fspath(checkpoint)) as opened:
         model_class = family(opened.model_type)
@@ -172,9 +198,14 @@ def export(
             )
         )
         weights = Weights(model, opened)
-        plan = _plan(model, opened, options)
+        needs = needs_of_model(model, all_logits=options.logits == "all")
+        target = get_target(options.target) if options.target else None
+        prediction, notes = foretell(needs, target, options.lowering) if target else (None, ())
+        plan = _plan(model, opened, options, needs)
+        plan["kernels"] = compiles_kernels(target, options.lowering)
+        made = ExportReport(None, plan, None, notes, prediction)
         if dry_run:
-            return ExportReport(None, plan)
+            return made
         with new_bundle(output) as folder:
             graphs = {}
             task = progress.task("tracing", len(FORMS))
@@ -190,22 +221,22 @@ def export(
                     form,
                 )
                 task.advance()
-            report = _fill(folder, graphs, weights, opened, model, options, plan, progress)
-        return ExportReport(Path(output), plan, report[0], report[1])
+            checks, more = _fill(folder, graphs, weights, opened, model, options, made, progress)
+        return replace(made, bundle=Path(output), verification=checks, notes=notes + more)
 
 
-def _plan(model: RecurrentLM, checkpoint: Checkpoint, options: ExportOptions) -> dict[str, Any]:
+def _plan(
+    model: RecurrentLM, checkpoint: Checkpoint, options: ExportOptions, needs: Needs
+) -> dict[str, Any]:
     """What will be made, for people and for ``--dry-run``."""
-    itemsize = DTYPES[options.precision].itemsize
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     return {
         "source": str(checkpoint.path),
         "layout": checkpoint.layout,
         "family": model.model_type,
-        "parameters": parameters,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "sizes": model.sizes(),
-        "weights_bytes": parameters * itemsize,
-        "state_bytes_per_row": sum(state.bytes_per_row for state in model.states()),
+        "weights_bytes": needs.weights_bytes,
+        "state_bytes_per_row": needs.states_per_row,
         "options": asdict(options),
     }
 
@@ -217,12 +248,13 @@ def _fill(
     checkpoint: Checkpoint,
     model: RecurrentLM,
     options: ExportOptions,
-    plan: dict[str, Any],
+    planned: ExportReport,
     progress: Progress,
 ) -> tuple[VerifyReport | None, tuple[str, ...]]:
     """Write every file of the bundle into ``folder``."""
     from ssm_export.machine import tool_versions
 
+    plan = planned.plan
     (folder / "onnx").mkdir()
     write_weights(weights, graphs.values(), folder / WEIGHTS, progress)
     bundle = Bundle(folder, _manifest(model, checkpoint, options, plan, progress))
@@ -232,15 +264,12 @@ def _fill(
     wanted = LOWERINGS if options.lowering == AUTO else tuple({_runs_here(options)} - {CANONICAL})
     notes = write_graphs(bundle, graphs, wanted, progress)
     if options.target is not None:
-        made = plugin_graph(bundle, get_target(options.target), progress)
-        what = f"onnx/{made.name}, {made.stat().st_size / 1e3:.0f} kB, has the kernels of "
-        what += f"{options.target} compiled and not run; on the device, after build: "
-        notes += (what + "ssm-export verify BUNDLE --runner tensorrt",)
+        notes += compile_kernels(bundle, get_target(options.target), options.lowering, progress)
     manifest.files = tuple(_copy_side_files(bundle, checkpoint))
     exact = TorchReference(model, weights)
     rounded = TorchReference(model, weights, exact=False)
     record_parity(bundle, exact, rounded, options.parity, progress)
-    large = manifest.weights.bytes > LARGE_WEIGHTS_BYTES
+    large = is_large(manifest)
     if options.lowering == AUTO:
         manifest.lowering = fastest_lowering(bundle, progress)
     else:
@@ -250,6 +279,7 @@ def _fill(
         yaml.safe_dump({"export": plan["options"]}, sort_keys=False), encoding="utf-8"
     )
     bundle.save()
+    _write_report(bundle, planned)
     report = None
     if options.verify:
         report, left_out = verify_or_refuse(bundle, large=large, progress=progress)
@@ -258,6 +288,15 @@ def _fill(
         notes += left_out
     assert (folder / MANIFEST).is_file()
     return report, notes
+
+
+def _write_report(bundle: Bundle, planned: ExportReport) -> None:
+    """Keep what was asked for and predicted, for who opens the bundle later."""
+    document = planned.as_json()
+    for member in ("bundle", "checks"):  # the report lies in the one, and verify.json has the other
+        del document[member]
+    (bundle.path / "reports").mkdir(exist_ok=True)
+    write_atomically(bundle.path / EXPORT_REPORT, json.dumps(document, indent=2) + "\n")
 
 
 def _manifest(

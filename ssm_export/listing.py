@@ -45,10 +45,14 @@ def operators() -> list[dict[str, Any]]:
 
 
 def targets() -> list[dict[str, Any]]:
-    """Every target of ``build --target``."""
+    """Every target of ``--target``: what its file says, and the ``formats`` that follow from it."""
+    from ssm_export.device_formats import formats
     from ssm_export.targets import all_targets
 
-    return [target.as_json() for target in all_targets()]
+    return [
+        {**target.as_json(), "formats": [*target.precisions, *formats(target)]}
+        for target in all_targets()
+    ]
 
 
 def recipes() -> list[dict[str, Any]]:

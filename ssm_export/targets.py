@@ -2,90 +2,54 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from ssm_export import errors
+from ssm_export import errors, machine
 from ssm_export.errors import SsmExportError
 from ssm_export.resources import config_dir
+from ssm_export.target_file import (
+    ANY,
+    ENGINE_KINDS,
+    JetPack,
+    PowerMode,
+    Target,
+    read_target,
+)
 
-ENGINE_KINDS: Final = ("tensorrt-rtx", "tensorrt")
-ANY: Final = "any"
-"""Compute capability of a target that stands for every GPU the engine kind can build for."""
+__all__ = [
+    "ANY",
+    "ENGINE_KINDS",
+    "OWN_TARGETS",
+    "JetPack",
+    "PowerMode",
+    "Target",
+    "all_targets",
+    "get_target",
+    "guess",
+    "read_target",
+    "target_names",
+    "this_machine",
+]
 
-
-@dataclass(frozen=True)
-class Target:
-    """A device, or a class of devices of one compute capability.
-
-    Attributes:
-        name: its file's name, such as ``jetson-agx-orin``.
-        description: one line for people.
-        compute_capability: ``"8.7"``, or ``"any"``.
-        engines: the engine kinds that build for it; the first is the default.
-        precisions: the precisions its GPU has matrix units for.
-        platform: operating system and machine, ``linux-aarch64``; empty where either would do.
-        tensorrt: the TensorRT version its software ships, empty where the user installs one.
-        memory_gb: memory of the GPU (shared with the CPU on a Jetson), in GB; None for a class.
-        bandwidth_gb_s: peak memory bandwidth in GB/s; None for a class of cards.
-        shared_memory_per_block_kb: shared memory that one block may have, in KiB; None for ``any``.
-        multiprocessors: how many the GPU has, for a class of cards those of a small one; kernels
-            decide by it how finely they split their work. None for ``any``.
-        source: where the figures are from, and how far to trust them.
-    """
-
-    name: str
-    description: str
-    compute_capability: str
-    engines: tuple[str, ...]
-    precisions: tuple[str, ...]
-    platform: str = ""
-    tensorrt: str = ""
-    memory_gb: float | None = None
-    bandwidth_gb_s: float | None = None
-    shared_memory_per_block_kb: int | None = None
-    multiprocessors: int | None = None
-    source: str = ""
-
-    @property
-    def capability(self) -> tuple[int, int] | None:
-        """Compute capability as numbers, None for ``any``."""
-        if self.compute_capability == ANY:
-            return None
-        major, _, minor = self.compute_capability.partition(".")
-        return int(major), int(minor)
-
-    def one_chip(self) -> tuple[int, int]:
-        """The compute capability that kernels are compiled for.
-
-        Raises:
-            SsmExportError: ``BAD_OPTION`` for a target that stands for many GPUs.
-        """
-        if self.capability is None:
-            raise SsmExportError(
-                errors.BAD_OPTION,
-                f"the target {self.name} stands for many GPUs, kernels are compiled for one",
-                where="--target",
-                fix="ssm-export list targets; take the one of your board or card",
-            )
-        return self.capability
-
-    def as_json(self) -> dict[str, Any]:
-        """The target as an item of ``list targets``."""
-        return dataclasses.asdict(self)
+OWN_TARGETS: Final = "SSM_EXPORT_TARGETS"
+"""Environment variable with a folder of target files of one's own; they go before ours."""
+_MODULE: Final = Path("/proc/device-tree/compatible")
+"""Where a Jetson names its module: ``nvidia,p3737-0000+p3701-0005 nvidia,tegra234``, with NULs."""
 
 
 def target_names() -> list[str]:
     """The names of every target, sorted."""
-    return sorted(path.stem for path in config_dir("targets").glob("*.yaml"))
+    return sorted(_files())
 
 
 def all_targets() -> list[Target]:
     """Every target, sorted by name."""
-    return [get_target(name) for name in target_names()]
+    return [read_target(file) for _, file in sorted(_files().items())]
 
 
 def get_target(name: str) -> Target:
@@ -94,63 +58,85 @@ def get_target(name: str) -> Target:
     Raises:
         SsmExportError: ``UNKNOWN_TARGET``, with the nearest name that there is.
     """
-    names = target_names()
-    if name not in names:
+    files = _files()
+    if name not in files:
+        names = sorted(files)
         # Words in another order are the same name to a person: agx-orin, orin-agx.
         by_words = {_words_in_order(known): known for known in names}
         near = difflib.get_close_matches(_words_in_order(name), by_words, n=1, cutoff=0.4)
         hint = f"did you mean '{by_words[near[0]]}'? " if near else ""
+        own = f"; a board of your own: a file in the folder that {OWN_TARGETS} names"
         raise SsmExportError(
             errors.UNKNOWN_TARGET,
             f"there is no target '{name}'",
-            fix=f"{hint}ssm-export list targets shows them all: {', '.join(names)}",
+            fix=f"{hint}ssm-export list targets shows them all: {', '.join(names)}{own}",
         )
-    return read_target(config_dir("targets") / f"{name}.yaml")
+    return read_target(files[name])
+
+
+def this_machine() -> Target | None:
+    """The target of the machine this runs on, by what it calls itself; None where none fits.
+
+    A GPU whose own name is in no file is taken for the class of cards of its compute capability,
+    of which no bandwidth is known.
+    """
+    try:
+        gpus = machine.find_gpus()
+        capability = gpus[0].compute_capability if gpus else None
+        names = [*_board_names(), *(gpu.name for gpu in gpus[:1])]
+        memory = gpus[0].memory_bytes if gpus else machine.memory_bytes()
+    except (OSError, ValueError):
+        return None
+    return guess(names, memory, capability)
+
+
+def guess(
+    names: Sequence[str], memory_bytes: int, capability: tuple[int, int] | None = None
+) -> Target | None:
+    """The target of a machine.
+
+    Args:
+        names: what it calls itself, the surest first: its module, its board, its GPU.
+        memory_bytes: of its GPU, which tells boards of one name apart.
+        capability: of its GPU; None where it is not known.
+    """
+    targets = [t for t in all_targets() if capability in (None, t.capability)]
+    for name in names:
+        found = [t for t in targets if name.casefold() in (k.casefold() for k in t.known_as)]
+        # A system sees a little less memory than the board has.
+        found.sort(key=lambda target: target.memory_gb or 0)
+        for target in found:
+            if memory_bytes <= (target.memory_gb or 0) * 2**30 or target is found[-1]:
+                return target
+    classes = [t for t in targets if capability and t.memory_gb is None]
+    return classes[0] if len(classes) == 1 else None
+
+
+def _board_names() -> list[str]:
+    """What a Jetson calls its module and itself; empty on anything else."""
+    names: list[str] = []
+    for file, separators in ((_MODULE, r"[\0,+]"), (machine.JETSON_MODEL, r"\0")):
+        if file.is_file():
+            text = file.read_bytes().decode(errors="replace")
+            names += [part.strip() for part in re.split(separators, text) if part.strip()]
+    return names
+
+
+def _files() -> dict[str, Path]:
+    """Name to file, one's own before ours."""
+    folders = [config_dir("targets")]
+    own = os.environ.get(OWN_TARGETS)
+    if own:
+        if not Path(own).is_dir():
+            raise SsmExportError(
+                errors.NO_SUCH_PATH,
+                f"there is no folder '{own}'",
+                where=OWN_TARGETS,
+                fix=f"unset {OWN_TARGETS}, or set it to a folder of target files",
+            )
+        folders.append(Path(own))
+    return {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
 
 
 def _words_in_order(name: str) -> str:
     return "-".join(sorted(name.lower().replace("_", "-").split("-")))
-
-
-def read_target(path: Path) -> Target:
-    """Read one target file.
-
-    Raises:
-        SsmExportError: ``BAD_CONFIG_FILE`` with the key that cannot be used.
-    """
-    import yaml
-
-    def bad(what: str) -> SsmExportError:
-        known = ", ".join(field.name for field in dataclasses.fields(Target)[1:])
-        return SsmExportError(
-            errors.BAD_CONFIG_FILE, what, where=str(path), fix=f"the keys of a target are: {known}"
-        )
-
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise bad(f"not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(document, dict):
-        raise bad("holds no keys")
-    for key in ("engines", "precisions"):
-        if not isinstance(document.get(key), list):
-            raise bad(f"'{key}' is not a list")
-        document[key] = tuple(str(item) for item in document[key])
-    unknown_kinds = sorted(set(document["engines"]) - set(ENGINE_KINDS))
-    if unknown_kinds or not document["engines"]:
-        raise bad(f"'engines' is {list(document['engines'])}, known are {list(ENGINE_KINDS)}")
-    for key in ("compute_capability", "tensorrt"):
-        if key in document and not isinstance(document[key], str):
-            raise bad(f"'{key}' is not text (put the version in quotes)")
-    for key in ("shared_memory_per_block_kb", "multiprocessors"):
-        value = document.get(key)
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise bad(f"'{key}' is {value!r}, not a whole number above 0")
-    try:
-        target = Target(name=path.stem, **document)
-        capability = target.capability
-    except (TypeError, ValueError) as error:
-        raise bad(str(error)) from error
-    if capability is not None and not (5 <= capability[0] < 20):
-        raise bad(f"'compute_capability' is {target.compute_capability}")
-    return target

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", required=True, metavar="BUNDLE", help="Folder to make.")
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
-    default="fp32",
+    type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
+    default="auto",
     show_default=True,
-    help="Weights and activations; scans are always computed in fp32.",
+    help="Weights and activations; scans are always computed in fp32. auto: fp16 for a --target, "
+    "fp32 without one.",
 )
 @click.option(
     "--state-dtype",
@@ -37,10 +38,13 @@ if TYPE_CHECKING:
     default="auto",
     show_default=True,
     help="Graphs that runners take by default; auto measures which is fastest here. plugin adds "
-    "the graph for TensorRT, with kernels compiled for --target.",
+    "the graph for TensorRT, with kernels compiled for --target; auto adds it too where the target "
+    "builds with TensorRT and Triton is installed (seconds to a minute, once for each chip).",
 )
 @click.option(
-    "--target", help="With --lowering plugin: a device, by a name of: ssm-export list targets."
+    "--target",
+    help="The device it is for, by a name of: ssm-export list targets. Chooses precision and "
+    "kernels, predicts memory and speed, and refuses a model that cannot fit.",
 )
 @click.option("--ragged/--no-ragged", default=False, help="Take right-padded batches.")
 @click.option(
@@ -81,12 +85,18 @@ def _table(report: ExportReport) -> RenderableType:
     from ssm_export.documents.tables import size
 
     plan = report.plan
+    target = plan["options"]["target"]
+    kernels = (
+        [("kernels", f"compiled for {target}, as TensorRT plugins")] if plan["kernels"] else []
+    )
     rows = [
         ("checkpoint", f"{plan['source']} ({plan['layout']} layout)"),
         ("family", f"{plan['family']}, {plan['parameters']:,} parameters"),
         ("precision", f"{plan['options']['precision']}, states {plan['options']['state_dtype']}"),
         ("weights", size(plan["weights_bytes"])),
         ("state", f"{size(plan['state_bytes_per_row'])} for each row of a batch"),
+        *kernels,
+        *(report.prediction.rows() if report.prediction else ()),
         *(("note", note) for note in report.notes),
     ]
     title = f"bundle {report.bundle}" if report.bundle else "dry run: nothing was written"

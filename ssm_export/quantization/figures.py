@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from ssm_export.bundle import Bundle
 from ssm_export.graph_files import CANONICAL
-from ssm_export.quantization.report import Ceiling, Footprint, decode_ceiling, weights_read
+from ssm_export.prediction import weights_read
+from ssm_export.quantization.report import Ceiling, Footprint, decode_ceiling
 
 if TYPE_CHECKING:
     from ssm_export.targets import Target

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from ssm_export import errors
+from ssm_export import errors, prediction
 from ssm_export.errors import SsmExportError
 from ssm_export.quantization.evaluation import Quality, json_number
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     from rich.console import RenderableType
 
     from ssm_export.quantization.drift import DriftNotRun, DriftPoint
@@ -20,15 +19,12 @@ if TYPE_CHECKING:
     from ssm_export.quantization.sensitivity import Sensitivity
     from ssm_export.targets import Target
 
-_THROUGH: Final = ("DequantizeLinear", "QuantizeLinear", "Cast")
-"""Nodes that give a weight on in another type."""
-
 
 def decode_ceiling(weight_bytes_per_token: float, state_bytes: float, target: Target) -> float:
     """Tokens per second that memory allows when one row decodes: BW / (W + 2·state + 2·conv).
 
     Args:
-        weight_bytes_per_token: W, of :func:`weights_read`.
+        weight_bytes_per_token: W, of :func:`ssm_export.prediction.weights_read`.
         state_bytes: of every state of one row, scan and convolution; each is read and written.
         target: a device with a known bandwidth.
 
@@ -42,34 +38,7 @@ def decode_ceiling(weight_bytes_per_token: float, state_bytes: float, target: Ta
             where="--target",
             fix="ssm-export list targets; take the one of your board or card",
         )
-    return target.bandwidth_gb_s * 1e9 / (weight_bytes_per_token + 2 * state_bytes)
-
-
-def weights_read(model: ir.Model) -> int:
-    """Bytes of weights that a step graph reads for one token: each once, as they are stored.
-
-    Of an embedding that no product reads, one row is counted, with its scales.
-    """
-    total = 0
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is None:
-            continue
-        shape = tensor.shape.numpy()
-        total += -(-tensor.nbytes // shape[0]) if shape and _only_gathered(value) else tensor.nbytes
-    return total
-
-
-def _only_gathered(value: ir.Value) -> bool:
-    """Whether rows of it are picked by ids, and nothing else reads it."""
-    readers = value.uses()
-    for node, position in readers:
-        if node.op_type in _THROUGH:
-            if not all(_only_gathered(output) for output in node.outputs):
-                return False
-        elif node.op_type != "Gather" or position != 0:
-            return False
-    return bool(readers)
+    return prediction.decode_ceiling(weight_bytes_per_token, state_bytes, target.bandwidth_gb_s)
 
 
 @dataclass(frozen=True)

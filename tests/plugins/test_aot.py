@@ -308,7 +308,7 @@ def test_unknown_chips() -> None:
 
 # The CUDA programming guide's limits of shared memory per block, in bytes.
 SHARED = {(8, 0): 166_912, (8, 6): 101_376, (8, 7): 166_912, (8, 9): 101_376, (9, 0): 232_448,
-          (10, 0): 232_448, (11, 0): 232_448, (12, 0): 101_376}  # fmt: skip
+          (10, 0): 232_448, (11, 0): 232_448, (12, 0): 101_376, (12, 1): 101_376}  # fmt: skip
 
 
 def test_chips_of_targets(tmp_path: Path) -> None:
