@@ -1,4 +1,4 @@
-"""Time prefill and decode of a bundle, after its checks have passed on the same runner."""
+"""Time prefill, first token and decode of a bundle, after its checks have passed on the runner."""
 
 from __future__ import annotations
 
@@ -6,26 +6,96 @@ import datetime
 import json
 import os
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
-from ssm_export import errors
-from ssm_export.benchmarking.report import BenchReport, Row
-from ssm_export.benchmarking.timing import MemoryPeak, percentiles, timed
+from ssm_export import errors, telemetry
+from ssm_export.benchmarking.ceiling import target_of, with_ceilings
+from ssm_export.benchmarking.comparison import Baseline, read_baseline
+from ssm_export.benchmarking.outputs import check_outputs, write_outputs
+from ssm_export.benchmarking.report import BLOCKS, BenchReport, Row, make_row
+from ssm_export.benchmarking.timing import MemoryPeak
+from ssm_export.benchmarking.verified import passed_checks
+from ssm_export.benchmarking.work import (
+    DecodeWork,
+    Measured,
+    PromptWork,
+    Work,
+    graph_of,
+    switch_graph,
+)
 from ssm_export.bundle import Bundle, write_atomically
 from ssm_export.documents import versions
 from ssm_export.engines.runner import Recurrent, Runner
 from ssm_export.errors import SsmExportError
-from ssm_export.progress import SILENT, Progress, Task
-from ssm_export.verification import QUICK, feeding, verify
-from ssm_export.verification.opening import opened
-from ssm_export.verification.truth import vocabulary
-from ssm_export.verification.verifier import REPORT, graph_hashes
+from ssm_export.progress import SILENT, Progress
+from ssm_export.verification.opening import OneForm, opened
 
-WARMUP: Final = 3
+WARMUP: Final = 2
 REPETITIONS: Final = 10
+CUDA_GRAPH: Final = ("on", "off", "both")
+_ONE_FORM: Final = (
+    "Memory is short: one graph was loaded at a time, so the rows did not take turns, and the "
+    "first token after a prompt was not timed."
+)
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """What is to be measured."""
+
+    prefill: tuple[int, ...]
+    decode: int
+    depth: tuple[int, ...]
+    batch: tuple[int, ...]
+    warmup: int
+    repetitions: int | None
+
+    def __post_init__(self) -> None:
+        named = [("--prefill", number, 1) for number in self.prefill]
+        named += [("--batch", number, 1) for number in self.batch]
+        named += [("--depth", number, 0) for number in self.depth]
+        named += [("--decode", self.decode, 0), ("--warmup", self.warmup, 0)]
+        if self.repetitions is not None:
+            named.append(("--repetitions", self.repetitions, 1))
+        for option, number, least in named:
+            if number < least:
+                raise SsmExportError(
+                    errors.BAD_OPTION, f"{option} is {number}", fix=f"give at least {least}"
+                )
+        if not self.batch or not (self.prefill or (self.decode and self.depth)):
+            raise SsmExportError(
+                errors.BAD_OPTION,
+                "there is nothing to measure",
+                fix="give --prefill, --decode, --batch",
+            )
+
+    @property
+    def least(self) -> int:
+        """Repetitions that there will be at least."""
+        return REPETITIONS if self.repetitions is None else self.repetitions
+
+    @property
+    def blocks(self) -> int:
+        """Rounds over everything."""
+        return min(BLOCKS, self.least)
+
+    def work(self, model: Recurrent, graphs: Sequence[bool | None], steps: bool) -> list[Work]:
+        """Everything that is timed, in the order of the report."""
+        made: list[Work] = []
+        for size in self.batch:
+            made += [
+                PromptWork(model, tokens, size, first_token=steps and self.decode > 0)
+                for tokens in self.prefill
+            ]
+            if self.decode:
+                made += [
+                    DecodeWork(model, self.decode, size, depth, graph)
+                    for depth in self.depth
+                    for graph in graphs
+                ]
+        return made
 
 
 def bench(
@@ -35,79 +105,122 @@ def bench(
     lowering: str | None = None,
     prefill: Sequence[int] = (128, 1024),
     decode: int = 64,
+    depth: Sequence[int] = (0,),
     batch: Sequence[int] = (1,),
     threads: int | None = None,
+    cuda_graph: str | None = None,
+    target: str | None = None,
+    baseline: str | os.PathLike[str] | None = None,
+    outputs: Sequence[str | os.PathLike[str]] = (),
     warmup: int = WARMUP,
-    repetitions: int = REPETITIONS,
+    repetitions: int | None = None,
     force_verify: bool = False,
     save: bool = True,
     progress: Progress = SILENT,
 ) -> BenchReport:
     """Measure a bundle on a runner.
 
+    The repetitions of every row are dealt to five blocks, and the rows take turns in each, so that
+    a machine that drifts shows it and no row has the slow moments to itself.
+
     Args:
         bundle: an open bundle or its folder.
         runner: name of a runtime, or a runner that has loaded this bundle already.
         lowering: which graphs; the bundle's default when None.
         prefill: prompt lengths in tokens.
-        decode: tokens that one repetition decodes one by one; 0 for no decode.
+        decode: tokens that one repetition decodes one by one; 0 for no decode and no first token.
+        depth: tokens that are in the state when decoding begins.
         batch: batch sizes.
         threads: CPU threads; the runtime's choice when None.
-        warmup: calls of each kind before the clock starts.
-        repetitions: times that each prefill and each decode is repeated.
+        cuda_graph: ``on``, ``off`` or ``both``: decode in a CUDA graph; as the runner is when
+            None.
+        target: hold the rows against the predicted ceiling of this target; the machine's own, as
+            far as it is known, when None.
+        baseline: an earlier report to compare with.
+        outputs: files to write the report to, by suffix ``.md``, ``.csv`` or ``.json``. Neither
+            they nor the saved report overwrite the baseline with a slower one.
+        warmup: calls before the clock starts; in the blocks after the first, one of prefill.
+        repetitions: times that each prefill and each decode is repeated; when None, 10, and more
+            where they are short.
         force_verify: run the checks although the bundle's last report shows them passed for these
             very files on this runner.
         save: write ``reports/bench-<runner>.json``.
         progress: shows how far it is.
 
+    Returns:
+        the report; its ``ok`` is false when a row is slower than the baseline beyond the noise.
+
     Raises:
-        SsmExportError: ``NOT_VERIFIED`` when a check fails, ``BAD_OPTION`` for a number below one.
+        SsmExportError: ``NOT_VERIFIED`` when a check fails, ``BAD_OPTION`` for a number below one
+            or a CUDA graph where there is none, ``BAD_BASELINE``, ``UNKNOWN_TARGET``.
     """
-    _check_numbers(prefill, decode, batch, warmup, repetitions)
+    sweep = _Sweep(tuple(prefill), decode, tuple(depth), tuple(batch), warmup, repetitions)
+    files = check_outputs(outputs)
+    earlier = _read_baseline(baseline, sweep)
     if not isinstance(bundle, Bundle):
         bundle = Bundle.open(bundle)
     with opened(bundle, runner, lowering, threads) as loaded:
-        verified = _passed_before(bundle, loaded) if not force_verify else ()
-        verified = verified or _passes_now(bundle, loaded, progress)
-        peak = MemoryPeak()
+        aim = target_of(target, loaded.info.device)
+        graphs = _graphs(loaded, cuda_graph)
+        # A runner that holds one graph at a time would load a graph anew between two rows.
+        one_form = isinstance(loaded, OneForm)
         model = Recurrent(bundle, loaded)
+        work = sweep.work(model, graphs, steps=not one_form)
+        measured = [row for piece in work for row in piece.measured]
+        present: dict[str, Any] = {
+            "machine": _machine(),
+            "runner": loaded.info.name,
+            "device": loaded.info.device,
+            "lowering": loaded.info.lowering,
+            "weights_sha256": bundle.manifest.weights.sha256,
+            "threads": threads,
+            "warmup": warmup,
+            "repetitions": sweep.least,
+        }
+        if earlier is not None:
+            earlier.check(present, [_key(row) for row in measured])
+        verified = passed_checks(bundle, loaded, progress, force_verify)
+        peak = MemoryPeak()
+        graph_before = graph_of(loaded)
+        with telemetry.record(loaded.info.device) as recorder:
+            recorder.busy()
+            _run(work, sweep, together=not one_form, progress=progress)
+        switch_graph(loaded, graph_before)
+        said = recorder.summary()
         moved = bytes_per_token(bundle)
-        task = progress.task("bench", total=len(batch) * (len(prefill) + (decode > 0)))
-        rows: list[Row] = []
-        for size in batch:
-            for tokens in prefill:
-                rows.append(_prefill_row(model, tokens, size, warmup, repetitions))
-                task.advance()
-            if decode:
-                bars = progress.task(f"decode, batch {size}", total=repetitions)
-                rows.append(_decode_row(model, decode, size, warmup, repetitions, moved, bars))
-                task.advance()
-        info = loaded.info
+        rows: tuple[Row, ...] = tuple(
+            make_row(row, loaded.info.name, moved, recorder.energy_j(row.intervals))
+            for row in measured
+        )
+        rows, prediction = with_ceilings(bundle, aim, rows, said["power_mode"])
+        used = {**versions(), **loaded.info.versions}
         report = BenchReport(
             bundle=str(bundle.path),
-            runner=info.name,
-            device=info.device,
-            lowering=info.lowering,
             precision=bundle.manifest.precision,
             state_dtype=bundle.manifest.state_dtype,
-            rows=tuple(rows),
+            rows=rows,
             bytes_per_token=moved,
             peak_memory_bytes=peak.bytes(),
             peak_memory_since=peak.since,
-            warmup=warmup,
-            repetitions=repetitions,
-            threads=threads,
             verified=verified,
-            machine=_machine(),
-            versions={**versions(), **info.versions},
+            blocks=sweep.blocks,
+            versions=used,
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            telemetry=said,
+            prediction=prediction,
+            target=None if aim is None else aim.name,
+            comparison=None if earlier is None else earlier.compare(rows, used, present["machine"]),
+            notes=_notes(one_form),
+            **present,
         )
-    if save:
-        path = bundle.path / f"reports/bench-{report.runner}.json"
-        path.parent.mkdir(exist_ok=True)
+    kept = () if report.ok or earlier is None else (earlier.path.resolve(),)
+    write_outputs(report, [file for file in files if file.resolve() not in kept])
+    saved = bundle.path / f"reports/bench-{report.runner}.json"
+    if save and saved.resolve() not in kept:
+        saved.parent.mkdir(exist_ok=True)
         document = report.as_json()
         del document["bundle"]  # the report lies in it, and the folder may be moved
-        write_atomically(path, json.dumps(document, indent=2) + "\n")
+        write_atomically(saved, json.dumps(document, indent=2) + "\n")
     return report
 
 
@@ -120,127 +233,65 @@ def bytes_per_token(bundle: Bundle) -> dict[str, int]:
     return {"weights": bundle.manifest.weights.bytes, "states_per_row": states}
 
 
-def _prefill_row(model: Recurrent, tokens: int, batch: int, warmup: int, repetitions: int) -> Row:
-    ids = _prompt(model, batch, tokens)
-    state = model.initial_state(batch)
-
-    def once() -> None:
-        feeding.prefill(model, ids, state)
-
-    for _ in range(warmup):
-        once()
-    times = [timed(once) for _ in range(repetitions)]
-    p50, p90, p99 = percentiles(times)
-    limit = feeding.longest_chunk(model) or tokens
-    return Row(
-        phase="prefill",
-        tokens=tokens,
-        batch=batch,
-        runner=model.runner.info.name,
-        p50_ms=p50,
-        p90_ms=p90,
-        p99_ms=p99,
-        tokens_per_s=batch * tokens / p50 * 1e3,
-        gb_per_s=None,
-        samples=len(times),
-        pieces=-(-tokens // limit),
-    )
-
-
-def _decode_row(
-    model: Recurrent,
-    tokens: int,
-    batch: int,
-    warmup: int,
-    repetitions: int,
-    moved: dict[str, int],
-    task: Task,
-) -> Row:
-    ids = _prompt(model, batch, tokens)
-    state = model.initial_state(batch)
-    columns = [ids[:, position : position + 1] for position in range(tokens)]
-    step = feeding.Stepper(model, state)
-    for count in range(warmup):
-        step(columns[count % tokens])
-    times: list[float] = []
-    for _ in range(repetitions):
-        step = feeding.Stepper(model, state)
-        times += [timed(partial(step, column)) for column in columns]
+def _run(work: Sequence[Work], sweep: _Sweep, *, together: bool, progress: Progress) -> None:
+    """Time every block: of all rows in turn, or one row after the other."""
+    task = progress.task("bench", total=len(work) * sweep.blocks)
+    whole, rest = divmod(sweep.least, sweep.blocks)
+    sizes = [whole + (at < rest) for at in range(sweep.blocks)]
+    exact = sweep.repetitions is not None
+    rounds = [(at, piece) for at in range(sweep.blocks) for piece in work]
+    if not together:
+        rounds = [(at, piece) for piece in work for at in range(sweep.blocks)]
+    for at, piece in rounds:
+        piece.block(sizes[at], piece.warmup_calls(sweep.warmup, at), exact)
         task.advance()
-    p50, p90, p99 = percentiles(times)
-    moved_bytes = moved["weights"] + batch * moved["states_per_row"]
-    return Row(
-        phase="decode",
-        tokens=tokens,
-        batch=batch,
-        runner=model.runner.info.name,
-        p50_ms=p50,
-        p90_ms=p90,
-        p99_ms=p99,
-        tokens_per_s=batch / p50 * 1e3,
-        gb_per_s=moved_bytes / p50 / 1e6,
-        samples=len(times),
-    )
 
 
-def _prompt(model: Recurrent, batch: int, tokens: int) -> np.ndarray:
-    size = vocabulary(model.bundle.manifest)
-    return np.random.default_rng(0).integers(0, size, (batch, tokens), dtype=np.int64)
-
-
-def _passed_before(bundle: Bundle, runner: Runner) -> tuple[str, ...]:
-    """The checks of the bundle's last report, if it passed for these files on this runner."""
-    try:
-        saved: dict[str, Any] = json.loads((bundle.path / REPORT).read_text(encoding="utf-8"))
-        passed = tuple(check["name"] for check in saved["checks"] if check["ok"] is True)
-        same = (
-            saved["ok"] is True
-            and set(QUICK) <= set(passed)
-            and saved["runner"] == runner.info.name
-            and saved["lowering"] == runner.info.lowering
-            and saved["runtime"] == runner.info.versions
-            and saved["device"] == runner.info.device
-            and saved["files"] == graph_hashes(bundle, runner.info.lowering)
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return ()
-    return passed if same else ()
-
-
-def _passes_now(bundle: Bundle, runner: Runner, progress: Progress) -> tuple[str, ...]:
-    report = verify(bundle, runner=runner, checks=QUICK, save=False, progress=progress)
-    if not all(check.ok for check in report.checks):
-        reasons = [f"{check.name}: {check.where}" for check in report.checks if not check.ok]
+def _graphs(runner: Runner, wanted: str | None) -> tuple[bool | None, ...]:
+    now = graph_of(runner)
+    if wanted is None:
+        return (now,)
+    if wanted not in CUDA_GRAPH:
         raise SsmExportError(
-            errors.NOT_VERIFIED,
-            f"no speed is given, since the checks do not pass on {report.runner}: "
-            + "; ".join(reasons),
-            where=str(bundle.path),
-            fix=f"ssm-export verify {bundle.path} --runner {report.runner} --bisect",
+            errors.BAD_OPTION,
+            f"there is no '{wanted}'",
+            where="--cuda-graph",
+            fix=f"use {', '.join(CUDA_GRAPH)}",
         )
-    return tuple(check.name for check in report.checks)
+    if now is None:
+        raise SsmExportError(
+            errors.BAD_OPTION,
+            f"the runner '{runner.info.name}' on {runner.info.device} has no CUDA graphs",
+            where="--cuda-graph",
+            fix="leave it out",
+        )
+    return {"on": (True,), "off": (False,), "both": (True, False)}[wanted]
+
+
+def _read_baseline(path: str | os.PathLike[str] | None, sweep: _Sweep) -> Baseline | None:
+    if path is None:
+        return None
+    if sweep.blocks < BLOCKS:
+        raise SsmExportError(
+            errors.BAD_OPTION,
+            f"{sweep.least} repetitions are too few to know the noise",
+            where="--repetitions",
+            fix=f"give {BLOCKS} or more to compare with a baseline",
+        )
+    return read_baseline(Path(path))
+
+
+def _notes(one_form: bool) -> tuple[str, ...]:
+    if not one_form:
+        return ()
+    return (_ONE_FORM,)
+
+
+def _key(row: Measured) -> tuple[str, int, int, int, bool | None]:
+    return row.phase, row.tokens, row.batch, row.depth, row.cuda_graph
 
 
 def _machine() -> dict[str, Any]:
     from ssm_export.machine import machine_facts
 
     return dict(machine_facts())
-
-
-def _check_numbers(
-    prefill: Sequence[int], decode: int, batch: Sequence[int], warmup: int, repetitions: int
-) -> None:
-    named = [("--prefill", number, 1) for number in prefill]
-    named += [("--batch", number, 1) for number in batch]
-    named += [("--decode", decode, 0), ("--warmup", warmup, 0), ("--repetitions", repetitions, 1)]
-    for option, number, least in named:
-        if number < least:
-            raise SsmExportError(
-                errors.BAD_OPTION, f"{option} is {number}", fix=f"give at least {least}"
-            )
-    if not batch or not (prefill or decode):
-        raise SsmExportError(
-            errors.BAD_OPTION,
-            "there is nothing to measure",
-            fix="give --prefill, --decode, --batch",
-        )
