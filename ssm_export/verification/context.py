@@ -26,11 +26,21 @@ from ssm_export.verification.truth import Case, Truth
 
 
 @dataclass(frozen=True)
+class CurvePoint:
+    """How far the worst tensor is off after so many steps: ``relative L2``, and which it is."""
+
+    steps: int
+    error: float
+    tensor: str
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What a check measured, and what there is to say about it."""
+    """What a check measured, what there is to say about it, and a curve where it has one."""
 
     measurements: list[Measurement]
     detail: str = ""
+    curve: tuple[CurvePoint, ...] = ()
 
 
 def layers_of(manifest: Manifest) -> int:

@@ -69,6 +69,22 @@ def layer_table(measurements: Sequence[Measurement]) -> tuple[LayerError, ...]:
     )
 
 
+def worst_outputs(measurements: Sequence[Measurement]) -> tuple[LayerError, ...]:
+    """The worst of each measure of each tensor in all runs, from the embedding to the logits."""
+    worst: dict[tuple[Place, str], Measurement] = {}
+    for item in measurements:
+        if item.place is not None:
+            seen = worst.get((item.place, item.measure))
+            if seen is None or item.ratio > seen.ratio:
+                worst[item.place, item.measure] = item
+    return tuple(
+        LayerError(item.run, place.tensor, place.layer, measure, item.value, item.gate, item.ok)
+        for (place, measure), item in sorted(
+            worst.items(), key=lambda pair: (network_order(pair[0][0]), pair[0][1])
+        )
+    )
+
+
 def first_departure(measurements: Sequence[Measurement]) -> str:
     """One sentence that names the first tensor beyond its gate, and what lies before it."""
     table = layer_table(measurements)

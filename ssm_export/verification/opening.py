@@ -54,12 +54,14 @@ def opened(
     runner: str | Runner,
     lowering: str | None = None,
     threads: int | None = None,
+    *,
+    cuda_graph: bool = True,
 ) -> Iterator[Runner]:
     """A runner for the block: the one given, which stays open, or one opened by its name."""
     if not isinstance(runner, str):
         yield runner
         return
-    loaded = _load(bundle, runner, lowering, threads)
+    loaded = _load(bundle, runner, lowering, threads, cuda_graph)
     try:
         yield loaded
     finally:
@@ -77,7 +79,9 @@ def available_memory() -> int | None:
     return None
 
 
-def _load(bundle: Bundle, name: str, lowering: str | None, threads: int | None) -> Runner:
+def _load(
+    bundle: Bundle, name: str, lowering: str | None, threads: int | None, cuda_graph: bool
+) -> Runner:
     from ssm_export.engines import open_runner
 
     available = available_memory()
@@ -91,6 +95,7 @@ def _load(bundle: Bundle, name: str, lowering: str | None, threads: int | None) 
             lowering=lowering,
             threads=threads,
             low_memory=tight and name == "onnxruntime",
+            cuda_graph=cuda_graph,
         )
 
     if available is None or 2 * needed <= available:

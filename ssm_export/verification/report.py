@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from ssm_export.verification.context import CurvePoint
 from ssm_export.verification.locate import LayerError, finite
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class CheckResult:
         where: where it is; on failure the first layer that departs; the reason when not run.
         detail: what was run.
         seconds: wall time.
+        curve: of a long run, how far it is off at some steps on the way; no gate holds it.
     """
 
     name: str
@@ -38,6 +40,7 @@ class CheckResult:
     where: str = ""
     detail: str = ""
     seconds: float = 0.0
+    curve: tuple[CurvePoint, ...] = ()
 
     @property
     def ok(self) -> bool | None:
@@ -46,9 +49,9 @@ class CheckResult:
 
     def as_json(self) -> dict[str, Any]:
         """A JSON object. ``ok``, ``worst`` and ``tolerance`` are null when the check was not run;
-        ``worst`` is null too when it is not finite."""
+        ``worst`` is null too when it is not finite. ``curve`` is there where the check has one."""
         ran = self.status != NOT_RUN
-        return {
+        members = {
             "name": self.name,
             "ok": self.ok,
             "status": self.status,
@@ -59,6 +62,11 @@ class CheckResult:
             "detail": self.detail,
             "seconds": round(self.seconds, 3),
         }
+        points = [
+            {"steps": point.steps, "error": finite(point.error), "tensor": point.tensor}
+            for point in self.curve
+        ]
+        return members | {"curve": points} if points else members
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,8 @@ class VerifyReport:
         files: path to SHA-256 of the graphs and weights that were run.
         checks: in the order they were run.
         layers: the per-layer table; empty unless asked for with ``bisect``.
+        outputs: the worst of each measure of the logits and of every state against the truth, as
+            far as those checks were run.
         seconds: wall time.
         measured: check and measure to the worst value seen, such as ``logits nmse``.
     """
@@ -88,6 +98,7 @@ class VerifyReport:
     files: dict[str, str]
     checks: tuple[CheckResult, ...]
     layers: tuple[LayerError, ...] = ()
+    outputs: tuple[LayerError, ...] = ()
     seconds: float = 0.0
     measured: dict[str, float] = field(default_factory=dict)
 
@@ -117,6 +128,7 @@ class VerifyReport:
             "files": self.files,
             "checks": [check.as_json() for check in self.checks],
             "layers": [line.as_json() for line in self.layers],
+            "outputs": [line.as_json() for line in self.outputs],
             "seconds": round(self.seconds, 3),
         }
 

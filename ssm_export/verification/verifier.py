@@ -15,7 +15,7 @@ from ssm_export.progress import SILENT, Progress
 from ssm_export.verification.checks import CHECKS
 from ssm_export.verification.checks.simulation import codes
 from ssm_export.verification.context import Context, Outcome
-from ssm_export.verification.locate import first_departure, layer_table
+from ssm_export.verification.locate import first_departure, layer_table, worst_outputs
 from ssm_export.verification.measure import Measurement
 from ssm_export.verification.opening import opened
 from ssm_export.verification.reference import Reference
@@ -89,6 +89,7 @@ def verify(
         files=graph_hashes(bundle, info.lowering),
         checks=tuple(results),
         layers=layers,
+        outputs=worst_outputs([*measured.get("states", ()), *measured.get("logits", ())]),
         seconds=time.perf_counter() - began,
         measured=_worst_values(measured),
     )
@@ -170,6 +171,7 @@ def _run(name: str, context: Context) -> tuple[CheckResult, list[Measurement]]:
         where=where,
         detail=outcome.detail,
         seconds=time.perf_counter() - began,
+        curve=outcome.curve,
     )
     return result, found
 

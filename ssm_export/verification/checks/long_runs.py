@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
+from ssm_export.engines.runner import Arrays
 from ssm_export.verification import feeding
-from ssm_export.verification.context import Context, Outcome
+from ssm_export.verification.context import Context, CurvePoint, Outcome
 from ssm_export.verification.gates import DRIFT_STEPS
 from ssm_export.verification.measure import Measurement, rms
 from ssm_export.verification.truth import NotRun
 
+MOST_CURVE_BYTES: Final = 1 << 30
+"""The curve of the drift keeps the states of a prefill at every one of its points; above this size
+it is left out."""
+
 
 def drift(context: Context) -> Outcome:
-    """The states and the last logits after 4096 steps of the step graph, and after one prefill."""
+    """The states and the last logits after 4096 steps of the step graph, and after one prefill.
+
+    Both are held to the truth, which knows the end alone. The curve says how the steps leave a
+    prefill of the same tokens on the way there.
+    """
     case = context.truth.case("drift")
     ids = case.input_ids
     tokens = ids.shape[1]
@@ -24,13 +35,49 @@ def drift(context: Context) -> Outcome:
     logits, state = feeding.prefill(context.model, ids)
     run = f"prefill of {tokens} tokens"
     found = context.same(run, (logits, state), truth, context.gates.drift, "drift")
+    on_the_way = _prefills(context, ids)
+    curve: list[CurvePoint] = []
     task = context.progress.task("drift", total=tokens)
     state = context.model.initial_state(ids.shape[0])
     for position in range(tokens):
         logits, state = context.model.step(ids[:, position : position + 1], state)
+        if position + 1 in on_the_way:
+            whole = on_the_way.pop(position + 1)
+            curve.append(_point(context, position + 1, (logits, state), whole))
         task.advance()
     found += context.same(f"{tokens} steps", (logits, state), truth, context.gates.drift, "drift")
-    return Outcome(found, f"{tokens} steps")
+    return Outcome(found, f"{tokens} steps", tuple(curve))
+
+
+def _prefills(context: Context, ids: np.ndarray) -> dict[int, tuple[np.ndarray, Arrays]]:
+    """Logits and states of prefills of 1, 2, 4, … tokens of ``ids`` (B,T), each from the one
+    before; nothing where they are too big to be kept."""
+    tokens = ids.shape[1]
+    lengths = [1 << power for power in range(tokens.bit_length()) if 1 << power < tokens]
+    lengths.append(tokens)
+    per_row = sum(state.bytes_per_row for state in context.manifest.states)
+    if per_row * ids.shape[0] * len(lengths) > MOST_CURVE_BYTES:
+        return {}
+    found: dict[int, tuple[np.ndarray, Arrays]] = {}
+    state = context.model.initial_state(ids.shape[0])
+    done = 0
+    for length in lengths:
+        logits, state = feeding.prefill(context.model, ids[:, done:length], state)
+        found[length] = logits[:, -1:], state
+        done = length
+    return found
+
+
+def _point(
+    context: Context,
+    steps: int,
+    got: tuple[np.ndarray, Arrays],
+    want: tuple[np.ndarray, Arrays],
+) -> CurvePoint:
+    """The worst tensor after ``steps`` steps against a prefill of as many tokens."""
+    measured = context.same(f"{steps} steps", got, want, context.gates.drift, "drift")
+    worst = max(measured, key=lambda item: item.value)
+    return CurvePoint(steps, worst.value, worst.place.tensor if worst.place else "")
 
 
 def greedy_tokens(context: Context) -> Outcome:
