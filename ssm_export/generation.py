@@ -1,8 +1,7 @@
-"""Generate: a prompt through the prefill graph, then token after token by the step graph."""
+"""Generate: text in and out of a session, with a saved state before and after where asked for."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -10,14 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import numpy as np
-
 from ssm_export import errors
 from ssm_export.bundle import Bundle
-from ssm_export.engines.runner import Recurrent, Runner
+from ssm_export.engines.runner import Runner
 from ssm_export.errors import SsmExportError, missing_package
-from ssm_export.verification import feeding
-from ssm_export.verification.opening import OneForm, opened
+from ssm_export.sampling import Sampler, end_tokens
+from ssm_export.session import Session
+from ssm_export.state import State
+from ssm_export.state_file import check_destination
 from ssm_export.verification.truth import vocabulary
 
 TOKENIZER: Final = "tokenizer.json"
@@ -44,7 +43,8 @@ class Generation:
         tokens: the new token ids.
         prompt_tokens: ids of the prompt.
         finish: ``length``, ``eos`` or ``stop``.
-        timings: how long it took.
+        timings: how long it took; reading a saved state is part of the prefill.
+        earlier_tokens: how many tokens the state that it went on from had read.
     """
 
     text: str
@@ -54,6 +54,7 @@ class Generation:
     runner: str
     lowering: str
     timings: Timings
+    earlier_tokens: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The members of the ``ssm-export/generate@1`` document."""
@@ -63,58 +64,9 @@ class Generation:
 class Tokenizer(Protocol):
     """The part of ``tokenizers.Tokenizer`` that is used."""
 
-    def encode(self, sequence: str) -> Any: ...
+    def encode(self, sequence: str, *, add_special_tokens: bool = True) -> Any: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """Picks a token from logits.
-
-    Attributes:
-        temperature: 0 takes the likeliest token; otherwise logits are divided by it.
-        top_k: only so many of the likeliest; 0 for all.
-        top_p: only the likeliest that have this probability together.
-        seed: of the random numbers.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for option, value, right in (
-            ("--temperature", self.temperature, self.temperature >= 0),
-            ("--top-k", self.top_k, self.top_k >= 0),
-            ("--top-p", self.top_p, 0 < self.top_p <= 1),
-        ):
-            if not right:
-                raise SsmExportError(
-                    errors.BAD_OPTION,
-                    f"{option} is {value}",
-                    fix="temperature and top-k are at least 0, top-p is above 0 and at most 1",
-                )
-
-    def picker(self) -> Callable[[np.ndarray], int]:
-        """A function logits (V,) → token, with random numbers of its own."""
-        rng = np.random.default_rng(self.seed)
-        return lambda logits: self._pick(logits.astype(np.float64), rng)
-
-    def _pick(self, logits: np.ndarray, rng: np.random.Generator) -> int:
-        if self.temperature == 0:
-            return int(logits.argmax())
-        order = np.argsort(-logits, kind="stable")
-        if self.top_k:
-            order = order[: self.top_k]
-        scaled = (logits[order] - logits[order[0]]) / self.temperature
-        probabilities = np.exp(scaled)
-        probabilities /= probabilities.sum()
-        before = np.cumsum(probabilities) - probabilities
-        kept = before < self.top_p  # the first is always kept
-        probabilities = np.where(kept, probabilities, 0.0)
-        return int(rng.choice(order, p=probabilities / probabilities.sum()))
 
 
 class TextStream:
@@ -192,7 +144,7 @@ def _overlap(text: str, stop: str) -> int:
 
 def generate(
     bundle: Bundle | str | os.PathLike[str],
-    prompt: str | Sequence[int],
+    prompt: str | Sequence[int] = "",
     *,
     runner: str | Runner = "onnxruntime",
     lowering: str | None = None,
@@ -204,64 +156,71 @@ def generate(
     stop: Sequence[str] = (),
     stream: Callable[[str], None] | None = None,
     threads: int | None = None,
+    load_state: str | os.PathLike[str] | None = None,
+    save_state: str | os.PathLike[str] | None = None,
 ) -> Generation:
-    """Continue a prompt.
+    """Continue a prompt, or what a saved state has read.
 
     Args:
         bundle: an open bundle or its folder.
-        prompt: text, which needs the bundle's tokenizer, or token ids, which need none.
+        prompt: text, which needs the bundle's tokenizer, or token ids, which need none. Nothing
+            where a state is loaded and is to be continued as it is.
         runner: name of a runtime, or a runner that has loaded this bundle already.
         lowering: which graphs; the bundle's default when None.
-        max_tokens: tokens to add at most; fewer when the model ends the text.
-        temperature, top_k, top_p, seed: see :class:`Sampler`.
+        max_tokens: tokens to add at most; fewer when the model ends the text. 0, which only reads
+            the prompt, where the state is saved.
+        temperature, top_k, top_p, seed: see :class:`~ssm_export.sampling.Sampler`.
         stop: strings that end the text and are left out of it.
         stream: called with each piece of text as it comes, whole characters only.
         threads: CPU threads; the runtime's choice when None.
+        load_state: a state of one row that the prompt goes on from.
+        save_state: where to save what has been read when all is done: the prompt and the new
+            tokens, without the end token.
 
     Raises:
         SsmExportError: ``EMPTY_PROMPT``, ``NO_TOKENIZER``, ``MISSING_PACKAGE`` for text without
             the package ``tokenizers``, ``BAD_OPTION`` for an id outside the vocabulary or a
-            sampling option that makes no sense, and whatever opening a runner raises.
+            sampling option that makes no sense, what :meth:`State.load` and :meth:`State.save`
+            raise, and whatever opening a runner raises.
     """
     if not isinstance(bundle, Bundle):
         bundle = Bundle.open(bundle)
-    if max_tokens < 1:
+    least = 0 if save_state is not None else 1
+    if max_tokens < least:
         raise SsmExportError(
-            errors.BAD_OPTION, f"--max-tokens is {max_tokens}", fix="give 1 or more"
+            errors.BAD_OPTION, f"--max-tokens is {max_tokens}", fix=f"give {least} or more"
         )
-    pick = Sampler(temperature, top_k, top_p, seed).picker()
-    needs_text = isinstance(prompt, str) or bool(stop)
+    sampler = Sampler(temperature, top_k, top_p, seed)
+    if save_state is not None:
+        check_destination(Path(save_state))
+    needs_text = (isinstance(prompt, str) and bool(prompt)) or bool(stop)
     tokenizer = load_tokenizer(bundle) if needs_text else _tokenizer_if_any(bundle)
-    ids = _prompt_ids(bundle, prompt, tokenizer)
+    ids = _prompt_ids(bundle, prompt, tokenizer, begun=load_state is not None)
     text = TextStream(tokenizer, stop, stream) if tokenizer is not None else None
-    ends = end_tokens(bundle.path)
     began = time.perf_counter()
-    with opened(bundle, runner, lowering, threads) as loaded:
-        model = Recurrent(bundle, loaded)
-        if not isinstance(loaded, OneForm):
-            _load_both(model, ids[:1])
+    with Session(bundle, runner=runner, lowering=lowering, threads=threads) as session:
+        session.warm_up()
         loaded_at = time.perf_counter()
-        logits, state = feeding.prefill(model, np.array([ids], dtype=np.int64))
+        earlier = _restore(session, load_state) if load_state is not None else 0
+        if ids:
+            session.prefill([ids])
         first_at = time.perf_counter()
-        step = feeding.Stepper(model, state)
         tokens: list[int] = []
         finish = "length"
-        while True:
-            token = pick(logits[0, -1])
-            if token in ends:
-                finish = "eos"
-                break
+        for (token,) in session.choose(max_tokens, sampler, end_tokens(bundle.path)):
+            assert token is not None  # the only row: the text is over when it has ended
             tokens.append(token)
             if text is not None and text.push(token):
                 finish = "stop"
                 break
-            if len(tokens) == max_tokens:
-                break
-            logits = step(np.array([[token]], dtype=np.int64))
+        if finish != "stop" and len(tokens) < max_tokens:
+            finish = "eos"
         done = time.perf_counter()
         if text is not None and finish != "stop":
             text.finish()
-        info = loaded.info
+        if save_state is not None:
+            session.state.save(save_state)
+        info = session.info
     decode_s = done - first_at
     return Generation(
         text=text.text if text is not None else "",
@@ -276,14 +235,23 @@ def generate(
             decode_ms=decode_s * 1e3,
             tokens_per_s=len(tokens) / decode_s if decode_s > 0 else 0.0,
         ),
+        earlier_tokens=earlier,
     )
 
 
-def _load_both(model: Recurrent, ids: Sequence[int]) -> None:
-    """Runtimes load a graph when it is first run; do it before the clock starts."""
-    one = np.array([ids], dtype=np.int64)
-    _, state = model.prefill(one)
-    model.step(one, state)
+def _restore(session: Session, file: str | os.PathLike[str]) -> int:
+    """Go on from a saved state of one row; how many tokens it has read."""
+    state = State.load(file, session.bundle)
+    if state.rows != 1:
+        raise SsmExportError(
+            errors.BAD_OPTION,
+            f"the state has {state.rows} rows, and one text is continued",
+            where=os.fspath(file),
+            fix="save one of them: State.load(file, bundle).select([0]).save(other); or go on "
+            "with all of them: ssm_export.Session(bundle).restore(state)",
+        )
+    session.restore(state)
+    return int(state.tokens_read()[0])
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:
@@ -307,20 +275,6 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
     return loaded
 
 
-def end_tokens(folder: Path) -> frozenset[int]:
-    """Ids that end a text: of generation_config.json where it names any, else of config.json."""
-    for name in ("generation_config.json", "config.json"):
-        try:
-            found = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
-        except (OSError, ValueError, AttributeError):
-            continue
-        ids = found if isinstance(found, list) else [found]
-        ends = frozenset(item for item in ids if isinstance(item, int))
-        if ends:
-            return ends
-    return frozenset()
-
-
 def _tokenizer_if_any(bundle: Bundle) -> Tokenizer | None:
     try:
         return load_tokenizer(bundle)
@@ -329,14 +283,17 @@ def _tokenizer_if_any(bundle: Bundle) -> Tokenizer | None:
 
 
 def _prompt_ids(
-    bundle: Bundle, prompt: str | Sequence[int], tokenizer: Tokenizer | None
+    bundle: Bundle, prompt: str | Sequence[int], tokenizer: Tokenizer | None, *, begun: bool
 ) -> list[int]:
-    if isinstance(prompt, str):
-        assert tokenizer is not None
-        ids = [int(item) for item in tokenizer.encode(prompt).ids]
-    else:
+    """The prompt's ids; without the tokens that begin a text where it has ``begun`` already."""
+    if not isinstance(prompt, str):
         ids = [int(item) for item in prompt]
-    if not ids:
+    elif prompt and tokenizer is not None:
+        encoded = tokenizer.encode(prompt, add_special_tokens=not begun)
+        ids = [int(item) for item in encoded.ids]
+    else:
+        ids = []
+    if not ids and not begun:
         raise SsmExportError(
             errors.EMPTY_PROMPT, "the prompt has no tokens", fix="give at least one character"
         )

@@ -6,16 +6,20 @@ from typing import Any
 
 import click
 
-from ssm_export.cli.common import POSITIVE, Job, Result, verb
+from ssm_export.cli.common import Job, Result, verb
 from ssm_export.cli.options import runner
 
 
 @verb("generate")
 @click.argument("bundle")
-@click.argument("prompt")
+@click.argument("prompt", default="")
 @runner
 @click.option(
-    "--max-tokens", type=POSITIVE, default=128, show_default=True, help="Tokens to add at most."
+    "--max-tokens",
+    type=click.IntRange(min=0),
+    default=128,
+    show_default=True,
+    help="Tokens to add at most; 0 only reads PROMPT, for --save-state.",
 )
 @click.option(
     "--temperature",
@@ -40,8 +44,18 @@ from ssm_export.cli.options import runner
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
 @click.option("--tokens", is_flag=True, help="PROMPT is token ids with commas, not text.")
+@click.option(
+    "--load-state",
+    metavar="FILE",
+    help="Go on from a saved state; PROMPT, if any, is read after it.",
+)
+@click.option(
+    "--save-state",
+    metavar="FILE",
+    help="Save what has been read at the end, PROMPT and the new tokens.",
+)
 def command(job: Job, bundle: str, prompt: str, tokens: bool, **options: Any) -> Result:
-    """Continue PROMPT with the prefill graph and then the step graph; text appears as it comes."""
+    """Continue PROMPT, or a saved state; text appears as it comes."""
     from ssm_export import api
 
     unseen = [prompt]  # it appears with the first token, so not before an error

@@ -47,6 +47,7 @@ def open_runner(
     lowering: str | None = None,
     threads: int | None = None,
     low_memory: bool = False,
+    cuda_graph: bool = True,
 ) -> Runner:
     """Open a bundle in a runtime.
 
@@ -57,6 +58,7 @@ def open_runner(
             runners run engines, so they take none.
         threads: threads inside an operator on the CPU; one per core when left out.
         low_memory: ONNX Runtime in about the memory of the weights file, slower.
+        cuda_graph: TensorRT decodes under a CUDA graph; no other runner has one.
 
     Raises:
         SsmExportError: ``BAD_OPTION`` for an unknown name or an option that the runner does not
@@ -78,7 +80,11 @@ def open_runner(
             fix="give 1 or more, or leave it out for one per core",
         )
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    if name.startswith("onnxruntime"):
+    if name == "onnxruntime-cuda":
+        from ssm_export.engines._ort_device import DeviceRunner
+
+        return DeviceRunner(opened, name, lowering=lowering, threads=threads)
+    if name == "onnxruntime":
         from ssm_export.engines.onnxruntime import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner(
@@ -93,7 +99,7 @@ def open_runner(
         )
     from ssm_export.engines._trt_runner import TensorRtRunner
 
-    return TensorRtRunner(opened, name)
+    return TensorRtRunner(opened, name, cuda_graph=cuda_graph)
 
 
 def available_runners() -> list[Availability]:

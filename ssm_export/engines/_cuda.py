@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
 import numpy as np
 
@@ -14,9 +16,12 @@ from ssm_export import errors
 from ssm_export.errors import SsmExportError
 from ssm_export.machine import load_driver
 
+_THREAD_LOCAL: Final = 1
+"""``CU_STREAM_CAPTURE_MODE_THREAD_LOCAL``: what other threads do meanwhile is no matter."""
+
 
 class Device:
-    """The first GPU: its context, one stream, buffers, copies.
+    """The first GPU: its context, one stream, buffers, copies, CUDA graphs.
 
     Raises:
         SsmExportError: ``NO_GPU`` where there is none, ``RUNNER_FAILED`` when a call fails.
@@ -82,6 +87,46 @@ class Device:
         """Wait for everything on the stream."""
         self._check(self._driver.cuStreamSynchronize(ctypes.c_void_p(self.stream)), "the GPU")
 
+    @contextmanager
+    def captured(self) -> Iterator[Capture]:
+        """Record what the block does on the stream instead of doing it.
+
+        The graph is there after the block; it is None where the work cannot be recorded, which
+        the driver says at the end of a capture. The stream is usable again either way.
+        """
+        capture = Capture()
+        stream = ctypes.c_void_p(self.stream)
+        self._check(
+            self._driver.cuStreamBeginCapture_v2(stream, _THREAD_LOCAL), "cuStreamBeginCapture"
+        )
+        try:
+            yield capture
+        finally:
+            made = ctypes.c_void_p()
+            code = self._driver.cuStreamEndCapture(stream, ctypes.byref(made))
+        if code != 0 or not made.value:
+            return
+        executable = ctypes.c_void_p()
+        code = self._driver.cuGraphInstantiateWithFlags(
+            ctypes.byref(executable), made, ctypes.c_ulonglong(0)
+        )
+        # The executable stands alone: what it was made from is no longer needed.
+        self._driver.cuGraphDestroy(made)
+        if code == 0:
+            capture.graph = Graph(self, int(executable.value or 0))
+
+    def launch(self, executable: int) -> None:
+        """Run an executable graph on the stream."""
+        code = self._driver.cuGraphLaunch(ctypes.c_void_p(executable), ctypes.c_void_p(self.stream))
+        self._check(code, "cuGraphLaunch")
+
+    def destroy_graph(self, executable: int) -> None:
+        """Give an executable graph back, after what the stream holds."""
+        self.wait()
+        self._check(
+            self._driver.cuGraphExecDestroy(ctypes.c_void_p(executable)), "cuGraphExecDestroy"
+        )
+
     def close(self) -> None:
         """Free what is left and release the context."""
         for address in list(self._owned):
@@ -99,3 +144,26 @@ class Device:
                 f"{what} failed: {why} (CUDA error {code})",
                 fix="ssm-export doctor shows the driver, the GPU and its memory",
             )
+
+
+class Graph:
+    """Recorded work that is launched as one call, with the addresses that it was recorded with."""
+
+    def __init__(self, device: Device, executable: int) -> None:
+        self._device = device
+        self._executable = executable
+
+    def launch(self) -> None:
+        """Run it on the device's stream."""
+        self._device.launch(self._executable)
+
+    def close(self) -> None:
+        """Give it back."""
+        self._device.destroy_graph(self._executable)
+
+
+class Capture:
+    """What a capture came to: a graph, or None."""
+
+    def __init__(self) -> None:
+        self.graph: Graph | None = None

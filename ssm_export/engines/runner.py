@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 import numpy as np
 
@@ -23,6 +23,11 @@ class RunnerInfo:
     versions: dict[str, str]
     device: str
     lowering: str
+
+
+def state_type(spec: StateSpec) -> np.dtype:
+    """The numpy type in which a state is fed and given; bfloat16 travels as float32."""
+    return np.dtype(_STATE_TYPES.get(spec.dtype, np.float32))
 
 
 class Runner(Protocol):
@@ -71,7 +76,7 @@ class Recurrent:
             state.name_in: np.full(
                 tuple(size if isinstance(size, int) else batch for size in state.shape),
                 state.initial_value,
-                dtype=_STATE_TYPES.get(state.dtype, np.float32),
+                dtype=state_type(state),
             )
             for state in self.states
         }
@@ -145,7 +150,8 @@ class Resident(Protocol):
     """A runner that can keep the states where it computes, so decoding copies only ids and logits.
 
     An addition to :class:`Runner` that a runner on another device has; ``run`` of such a runner is
-    ``load_state``, ``advance`` and ``read_state`` in a row.
+    ``load_state``, ``advance`` and ``read_state`` in a row. It keeps one state, so whatever runs it
+    meanwhile replaces that.
     """
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
@@ -161,3 +167,40 @@ class Resident(Protocol):
     def read_state(self) -> Arrays:
         """The states under their ``past_*`` names, copied from the device."""
         ...
+
+
+class HostStates:
+    """A :class:`Resident` of any runner: the arrays that it gives are what it is fed next.
+
+    No array is written once it is there, so handing states in and out copies nothing.
+
+    Args:
+        model: the loaded bundle.
+    """
+
+    def __init__(self, model: Recurrent) -> None:
+        self._model = model
+        self._state: Mapping[str, np.ndarray] = {}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Begin from these ``past_*`` arrays."""
+        self._state = state
+
+    def advance(
+        self, form: str, input_ids: np.ndarray, lengths: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Run a graph, keep the new states, give the logits."""
+        logits, self._state = self._model.run(form, input_ids, self._state, lengths)
+        return logits
+
+    def read_state(self) -> Arrays:
+        """The states under their ``past_*`` names."""
+        return dict(self._state)
+
+
+def resident(model: Recurrent) -> Resident:
+    """The model's runner where it keeps states itself; otherwise one that keeps them here."""
+    runner = model.runner
+    if hasattr(runner, "advance") and hasattr(runner, "load_state"):
+        return cast(Resident, runner)
+    return HostStates(model)

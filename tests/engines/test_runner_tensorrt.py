@@ -11,7 +11,7 @@ from ssm_export.bundle import EngineEntry
 from ssm_export.engines import _trt_choice as choice_module
 from ssm_export.engines import open_runner
 from ssm_export.engines._trt_choice import choose_engines, why_not_here
-from ssm_export.engines._trt_runner import _Buffers, _from_device_type, _to_device_type
+from ssm_export.engines._trt_engine import Buffers, from_device_type, to_device_type
 from ssm_export.engines.tensorrt import machine_platform, mark_ran
 from ssm_export.errors import SsmExportError
 from ssm_export.machine import find_gpus
@@ -156,7 +156,7 @@ class FakeDevice:
 
 def test_buffers_grow_swap_and_do_not_leak():
     device = FakeDevice()
-    buffers = _Buffers(device)
+    buffers = Buffers(device)
     past, present = buffers.sized("past", 100), buffers.sized("present", 100)
     assert buffers.sized("past", 60) == past
     buffers.swap("past", "present")
@@ -171,6 +171,6 @@ def test_bfloat16_travels_as_float32():
 
     values = np.array([0.0, -1.5, 3.0e38, 1e-30, np.inf]).astype(ml_dtypes.bfloat16)
     wide = values.astype(np.float32)
-    stored = _to_device_type(wide, "bfloat16")
+    stored = to_device_type(wide, "bfloat16")
     assert stored.tobytes() == values.tobytes()
-    np.testing.assert_array_equal(_from_device_type(stored, "bfloat16"), wide)
+    np.testing.assert_array_equal(from_device_type(stored, "bfloat16"), wide)
