@@ -2,7 +2,9 @@
 
 The public functions are the verbs of the command line: :func:`export`, :func:`quantize`,
 :func:`build`, :func:`verify`, :func:`bench`, :func:`generate`, :func:`inspect`, :func:`doctor`,
-:func:`kernels`, :func:`list_items`; :class:`Bundle` is what they hand each other.
+:func:`kernels`, :func:`package`, :func:`report`,
+:func:`list_items`; :class:`Bundle` is what they hand each other.
+:class:`Session` reads and writes token after token, and its :class:`State` can be saved and forked.
 They are loaded on first use.
 """
 
@@ -20,17 +22,23 @@ if TYPE_CHECKING:
         inspect,
         kernels,
         list_items,
+        package,
         quantize,
+        report,
         verify,
     )
     from ssm_export.bundle import Bundle
     from ssm_export.errors import SsmExportError
+    from ssm_export.session import Session
+    from ssm_export.state import State
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Bundle",
+    "Session",
     "SsmExportError",
+    "State",
     "__version__",
     "bench",
     "build",
@@ -40,11 +48,18 @@ __all__ = [
     "inspect",
     "kernels",
     "list_items",
+    "package",
     "quantize",
+    "report",
     "verify",
 ]
 
-_HOMES = {"Bundle": "ssm_export.bundle", "SsmExportError": "ssm_export.errors"}
+_HOMES = {
+    "Bundle": "ssm_export.bundle",
+    "Session": "ssm_export.session",
+    "SsmExportError": "ssm_export.errors",
+    "State": "ssm_export.state",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from ssm_export.engines.tensorrt import BuildReport
     from ssm_export.exporter import ExportReport
     from ssm_export.generation import Generation
+    from ssm_export.html_report import HtmlReport
     from ssm_export.inspection import InspectReport
     from ssm_export.kernel_pack import KernelsReport
+    from ssm_export.packaging import PackReport, RepositoryReport
     from ssm_export.quantization.preview import QuantizePreview
     from ssm_export.quantization.report import QuantizeReport
     from ssm_export.verification import Reference, VerifyReport
@@ -36,7 +38,7 @@ def export(
     checkpoint: PathLike,
     output: PathLike,
     *,
-    precision: str = "fp32",
+    precision: str = "auto",
     state_dtype: str = "fp32",
     lowering: str = "auto",
     target: str | None = None,
@@ -52,10 +54,11 @@ def export(
     Args:
         checkpoint: folder (transformers or mamba_ssm layout) or hub id.
         output: the bundle to make; it must not exist.
-        precision: ``fp32``, ``fp16`` or ``bf16``.
+        precision: ``auto`` (fp16 for a target, fp32 without one), ``fp32``, ``fp16``, ``bf16``.
         state_dtype: ``fp32`` or ``fp16``.
         lowering: ``auto``, ``canonical``, ``native``, ``ort`` or ``plugin``.
-        target: the device whose kernels ``plugin`` compiles; a name of ``list targets``.
+        target: the device it is for, a name of ``list targets``: chooses precision and kernels,
+            and what it will do there is predicted; a model that cannot fit is refused.
         ragged: graphs take ``sequence_lengths (B,)``.
         logits: ``last`` or ``all``.
         parity: ``auto``, ``quick`` or ``full``: how much is recorded for later checks.
@@ -254,11 +257,17 @@ def bench(
     lowering: str | None = None,
     prefill: Sequence[int] = (128, 1024),
     decode: int = 64,
+    depth: Sequence[int] = (0,),
     batch: Sequence[int] = (1,),
     threads: int | None = None,
+    repetitions: int | None = None,
+    cuda_graph: str | None = None,
+    target: str | None = None,
+    outputs: Sequence[PathLike] = (),
+    baseline: PathLike | None = None,
     progress: Progress = SILENT,
 ) -> BenchReport:
-    """Measure prefill and decode of a bundle that passes verify on this runner.
+    """Measure prefill, first token and decode of a bundle that passes verify on this runner.
 
     Args:
         bundle: the bundle or its folder.
@@ -266,8 +275,14 @@ def bench(
         lowering: the bundle's default when None.
         prefill: prompt lengths in tokens.
         decode: tokens to decode one by one.
+        depth: tokens in the state when decoding begins.
         batch: batch sizes.
         threads: CPU threads; the runtime's default when None.
+        repetitions: of each row; 10, or more of short ones, when None.
+        cuda_graph: decode in a CUDA graph: ``on``, ``off``, ``both``; as the runner does when None.
+        target: whose predicted ceiling the rows are held against; this machine's when None.
+        outputs: files for the report, ``.md``, ``.csv`` or ``.json`` by suffix.
+        baseline: an earlier ``.json`` to compare with; ``ok`` is false when a row is slower.
         progress: shows bars.
     """
     from ssm_export.benchmarking import bench as bench_bundle
@@ -278,15 +293,21 @@ def bench(
         lowering=lowering,
         prefill=tuple(prefill),
         decode=decode,
+        depth=tuple(depth),
         batch=tuple(batch),
         threads=threads,
+        repetitions=repetitions,
+        cuda_graph=cuda_graph,
+        target=target,
+        outputs=tuple(outputs),
+        baseline=baseline,
         progress=progress,
     )
 
 
 def generate(
     bundle: PathLike | Bundle,
-    prompt: str | Sequence[int],
+    prompt: str | Sequence[int] = "",
     *,
     runner: str = "onnxruntime",
     max_tokens: int = 128,
@@ -295,19 +316,23 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     stream: Callable[[str], None] | None = None,
+    load_state: PathLike | None = None,
+    save_state: PathLike | None = None,
 ) -> Generation:
-    """Continue a prompt with the prefill graph and then the step graph.
+    """Continue a prompt, or a saved state. :class:`~ssm_export.session.Session` does more.
 
     Args:
         bundle: the bundle or its folder.
         prompt: text, or token ids for a bundle without a tokenizer.
         runner: as for :func:`verify`.
-        max_tokens: tokens to add at most.
+        max_tokens: tokens to add at most; 0 only reads the prompt, where the state is saved.
         temperature: 0 for greedy.
         top_k: sample among so many tokens; 0 for all.
         top_p: sample among the likeliest tokens that have this probability together.
         seed: of the sampling.
         stream: called with each piece of text as it comes.
+        load_state: a saved state to go on from; the prompt may then be empty.
+        save_state: a file for the state after the prompt and the new tokens.
     """
     from ssm_export.generation import generate as generate_text
 
@@ -321,7 +346,89 @@ def generate(
         top_p=top_p,
         seed=seed,
         stream=stream,
+        load_state=load_state,
+        save_state=save_state,
     )
+
+
+def package(
+    bundle: PathLike | Bundle,
+    output: PathLike,
+    *,
+    target: str | None = None,
+    lowering: str | None = None,
+    force: bool = False,
+    triton: bool = False,
+    max_batch: int | None = None,
+    streams: int | None = None,
+    progress: Progress = SILENT,
+) -> PackReport | RepositoryReport:
+    """Pack a bundle for a device, or write a model repository for Triton Inference Server.
+
+    Args:
+        bundle: the bundle or its folder; it is only read.
+        output: the archive (``.tar``) or the repository's folder; it must not exist.
+        target: the device; for a repository, whose TensorRT engine is taken.
+        lowering: what the device builds engines from, ``native`` or ``plugin``; plugins where they
+            can be had when None.
+        force: pack although the bundle is predicted not to fit into the device's memory.
+        triton: make a model repository.
+        max_batch: of a repository: rows of a batch; 32 when None.
+        streams: of a repository: sequences whose state one instance keeps; 4096 when None.
+        progress: shows bars.
+    """
+    from ssm_export import packaging
+
+    served = {"max-batch": max_batch, "streams": streams}
+    packed = {"lowering": lowering, "force": force or None}
+    kind, others = ("repository", packed) if triton else ("pack", served)
+    for name, value in others.items():
+        if value is not None:
+            raise SsmExportError(
+                errors.BAD_OPTION,
+                f"a {kind} has no such option",
+                where=f"--{name}",
+                fix=f"leave --{name} out, or {'leave out' if triton else 'add'} --triton",
+            )
+    if not (triton or target):
+        raise SsmExportError(
+            errors.BAD_OPTION,
+            "a pack is for one device, and none was named",
+            where="--target",
+            fix="--target NAME of ssm-export list targets, or --triton for a server",
+        )
+    if not triton:
+        return packaging.make_pack(
+            _open(bundle),
+            str(target),
+            output,
+            lowering=lowering,
+            force=force,
+            progress=progress,
+        )
+    return packaging.make_repository(
+        _open(bundle),
+        output,
+        target=target,
+        max_batch=32 if max_batch is None else max_batch,
+        streams=4096 if streams is None else streams,
+        progress=progress,
+    )
+
+
+def report(
+    bundle: PathLike | Bundle, output: PathLike | None = None, target: str | None = None
+) -> HtmlReport:
+    """Make one HTML file of everything that a bundle and its reports say. It needs no network.
+
+    Args:
+        bundle: the bundle or its folder.
+        output: the file; ``reports/report.html`` of the bundle when None.
+        target: the device of the roofline and of predictions; the one that was benched when None.
+    """
+    from ssm_export.html_report import make_report
+
+    return make_report(bundle, output, target=target)
 
 
 def inspect(path: PathLike) -> InspectReport:

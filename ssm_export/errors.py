@@ -69,6 +69,7 @@ MISSING_FILE = _code(404, "a file that the manifest names is missing")
 DISK_FULL = _code(405, "the disk is full")
 NOT_A_PACK = _code(406, "the file is not a pack of this tool, or only a part of one")
 PACK_CHANGED = _code(407, "a file of a pack is not the one that was packed")
+BAD_REPORT = _code(408, "a report of the bundle cannot be read")
 
 # 5xx engines
 ENGINE_BUILD_FAILED = _code(501, "the engine could not be built")

@@ -62,8 +62,10 @@ def test_its_commands_run(workplace):
 
 @pytest.mark.slow
 def test_its_python_runs(workplace):
-    block = README.split("```python\n")[1].split("```")[0]
-    assert run(workplace, "-c", block).strip()
+    blocks = [after.split("```")[0] for after in README.split("```python\n")[1:]]
+    assert len(blocks) == 2
+    for block in blocks:
+        assert run(workplace, "-c", block).strip()
 
 
 def test_every_folder_it_names_is_there():

@@ -20,7 +20,9 @@ PYTHON_FILES = sorted(
 )
 PUBLIC = {
     "Bundle",
+    "Session",
     "SsmExportError",
+    "State",
     "__version__",
     "bench",
     "build",
@@ -30,7 +32,9 @@ PUBLIC = {
     "inspect",
     "kernels",
     "list_items",
+    "package",
     "quantize",
+    "report",
     "verify",
 }
 
@@ -98,6 +102,7 @@ sys.meta_path.insert(0, Blocked())
 import ssm_export.api, ssm_export.verification, ssm_export.benchmarking, ssm_export.generation
 import ssm_export.inspection, ssm_export.machine, ssm_export.engines.tensorrt, ssm_export.lowering
 import ssm_export.quantization.quantizer, ssm_export.quantization.preview
+import ssm_export.html_report
 from ssm_export.lowering import lower
 """
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -16,7 +16,9 @@ VERBS: Final = {
     "build": "Build engines into a bundle.",
     "verify": "Hold a bundle's graphs against the truth.",
     "bench": "Measure a bundle that passes verify.",
+    "report": "Show everything about a bundle in one HTML file.",
     "generate": "Continue a prompt.",
+    "package": "Pack a bundle for a board or a server.",
 }
 """The verbs in the order of the way a model goes, and what each does."""
 
