@@ -70,14 +70,21 @@ class HtmlReport:
 
     def table(self) -> RenderableType:
         """The report about the report, for a terminal."""
+        from rich.console import Group
+        from rich.text import Text
+
         from ssm_export.documents import tables
 
         rows = [(name, state) for name, state in self.sections]
         rows += [("not measured", f"{what}: {command}") for what, command in self.missing]
         rows += [("cannot be read", f"{file}: {why}") for file, why in self.unreadable.items()]
+        # A path is there to be copied, so it is never broken.
         title = f"{self.path} ({tables.size(self.bytes)}), {self.verdict}"
         cells = [(name, tables.plain(words)) for name, words in rows]
-        return tables.table(title, ("section", ""), cells)
+        return Group(
+            Text(title, no_wrap=True, overflow="ignore"),
+            tables.table("", ("section", ""), cells),
+        )
 
 
 def make_report(
