@@ -74,17 +74,16 @@ class TorchReference:
         return torch.cat(tokens, 1).numpy(), torch.cat(margins, 1).numpy()
 
     def last_logits(
-        self, input_ids: np.ndarray, *, in_steps: bool = False
+        self, input_ids: np.ndarray, *, piece: int | None = None
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Like :meth:`forward`, but the logits of the last token only (B,1,V).
 
-        With ``in_steps`` the tokens go in one by one, so a state that is not exact is rounded at
-        every token, as decoding does.
+        With ``piece`` so many tokens go in at a time: any number of them takes constant memory,
+        and with one a state that is not exact is rounded at every token, as decoding does.
         """
         state = self._initial(input_ids.shape[0])
-        ids = torch.as_tensor(input_ids)
-        for piece in ids.split(1, dim=1) if in_steps else (ids,):
-            logits, state = self._run(piece, state, None, last_only=True)
+        for ids in torch.as_tensor(input_ids).split(piece or input_ids.shape[1], dim=1):
+            logits, state = self._run(ids, state, None, last_only=True)
         return logits.double().numpy(), self._named(state)
 
     @torch.no_grad()

@@ -322,8 +322,14 @@ def show(rows: list[dict[str, Any]]) -> None:
     table = Table(*columns)
     for row in rows:
         cells = [row.get(column, "") for column in columns]
-        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells))
+        table.add_row(*(_shown(cell) for cell in cells))
     Console(width=200).print(table)
+
+
+def _shown(cell: Any) -> str:
+    if not isinstance(cell, float):
+        return str(cell)
+    return f"{cell:.3f}" if cell == 0 or abs(cell) >= 0.01 else f"{cell:.1e}"
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""What a session adds to its runner, what handing states around costs, and a long stream.
+"""What a session adds to its runner, and what handing states around costs.
 
 Contestants take turns within one run, each for a few tokens at a time, so the ratios hold although
 the machine may be noisy. Every figure is a median.
 
     python tests/benchmarks/bench_session.py                    # mamba-130m and mamba2-130m
     python tests/benchmarks/bench_session.py --states           # states of the 2.8b shapes
-    python tests/benchmarks/bench_session.py --stream 1000000   # one token after the other
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from typing import Any
 import numpy as np
 from bench_models import RESULTS, THREADS, machine, random_checkpoint, run_export, show
 
-TESTS = Path(__file__).resolve().parents[1]
 BURST = 4
 """Tokens of one turn."""
 SHAPES = {
@@ -39,7 +37,6 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=40)
     parser.add_argument("--keep", metavar="FOLDER", help="keep bundles there, and use those there")
     parser.add_argument("--states", action="store_true", help="fork, restore, save, load")
-    parser.add_argument("--stream", type=int, metavar="TOKENS", help="decode so many tokens")
     parser.add_argument("--write", action="store_true", help="write to results/")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -48,9 +45,6 @@ def main() -> None:
         if options.states:
             name = "session-states"
             rows = [measure_states(size, Path(temporary), options.repetitions) for size in SHAPES]
-        elif options.stream:
-            name = "session-stream"
-            rows = [measure_stream(options.stream, Path(temporary))]
         else:
             for size in options.size or ["mamba-130m", "mamba2-130m"]:
                 folder = Path(options.keep or temporary) / size / "float"
@@ -264,29 +258,6 @@ def session_of(bundle: Any, runner: Any) -> Any:
     from ssm_export import Session
 
     return Session(bundle, runner=runner)
-
-
-def measure_stream(count: int, folder: Path) -> dict[str, Any]:
-    """Decode ``count`` tokens of the toy model one by one; memory and drift."""
-    sys.path[:0] = [str(TESTS), str(TESTS / "session")]
-    from long_stream import decode
-    from toy_bundle import L, PlainRunner, Truth, make_toy_bundle, make_weights
-
-    from ssm_export import Session
-    from ssm_export.verification.gates import Gates
-
-    bundle = make_toy_bundle(folder / "toy")
-    with Session(bundle, runner=PlainRunner(bundle)) as session:
-        stream = decode(session, Truth(make_weights()), count)
-    quarter = len(stream.resident) // 4
-    return {
-        "tokens": count,
-        "seconds": stream.seconds,
-        "resident_mb_first_quarter": stream.resident[quarter] / 1e6,
-        "resident_mb_end": stream.resident[-1] / 1e6,
-        "worst_relative_l2": stream.worst,
-        "gate": Gates("fp32", "fp32", L).drift(L),
-    }
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A stream that goes on and on: memory stays where it is, and so does the state's error.
 
-A million tokens are decoded by ``tests/benchmarks/bench_session.py --stream 1000000``, with the
-same code.
+A million tokens of a trained model are decoded by ``tests/benchmarks/bench_drift.py --stream
+1000000``.
 """
 
 from __future__ import annotations
