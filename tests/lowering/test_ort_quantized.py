@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from ssm_export.engines.onnxruntime import EXACT_INTEGERS
 from ssm_export.lowering import lower
 from ssm_export.lowering.ort_quantized import repack
 from ssm_export.lowering.widen import widen
@@ -92,8 +93,11 @@ def _model(
 def _run(model: ir.Model, **feeds: np.ndarray) -> dict[str, np.ndarray]:
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
+    options = onnxruntime.SessionOptions()
+    if any(node.op_type == "QuantizeLinear" for node in proto.graph.node):
+        options.add_session_config_entry(*EXACT_INTEGERS)
     session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     return {o.name: y for o, y in zip(session.get_outputs(), session.run(None, feeds), strict=True)}
 
@@ -269,11 +273,16 @@ def _static_int8(kind: int) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("form", FORMS)
-def test_static_int8_activations(dtype: str, form: str) -> None:
-    """A product of int8 codes is exact but for the type of its result, in fp16 too."""
+@pytest.mark.parametrize("codes", ["random", "largest"])
+def test_static_int8_activations(dtype: str, form: str, codes: str) -> None:
+    """A product of int8 codes is exact but for the type of its result, in fp16 too, and whether
+    the CPU adds pairs of products in 16 bits or not."""
     weight, kind = Weight((160, 842), 8, 0, dtype=dtype), FLOATS[dtype]
     nodes, constants, step = _static_int8(kind)
     x = _activation(FORMS[form], 160, dtype)
+    if codes == "largest":
+        weight.codes[:] = 127
+        x[:] = 127 * step
     inputs = {"x": (kind, [None] * x.ndim)}
     model = _model(weight, nodes, inputs, {"y": (kind, x.ndim)}, constants)
     done = repack(model)
@@ -285,9 +294,9 @@ def test_static_int8_activations(dtype: str, form: str) -> None:
     else:
         assert done == {"product to MatMulIntegerToFloat": 1}
         assert _operators(model) == ["Cast", "QuantizeLinear", "MatMulIntegerToFloat", "Cast"]
-    codes = np.clip(np.rint(x.astype(np.float64) / step), -128, 127)
-    exact = codes * step @ weight.real()
-    size = np.abs(codes * step) @ np.abs(weight.real())
+    rounded = np.clip(np.rint(x.astype(np.float64) / step), -128, 127) * step
+    exact = rounded @ weight.real()
+    size = np.abs(rounded) @ np.abs(weight.real())
     unit = np.finfo(DTYPES[dtype]).eps
     error = np.abs(_run(model, x=x)["y"] - exact)
     assert (error <= unit * np.abs(exact) + 8 * np.finfo(np.float32).eps * size).all()
