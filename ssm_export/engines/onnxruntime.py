@@ -53,11 +53,16 @@ FUSED_DOMAIN: Final = "com.microsoft"
 _ERRORS_ONLY: Final = 3
 """ONNX Runtime's log severity: warnings about fallbacks are no news to a user of a bundle."""
 
-EXACT_INTEGERS: Final = ("session.x64quantprecision", "1")
-"""Session entry for graphs with products of int8 codes. x86 CPUs without VNNI add pairs of such
+EXACT_PRODUCTS: Final = ("session.x64quantprecision", "1")
+"""Session entry for graphs with ``MatMulIntegerToFloat``. x86 CPUs without VNNI add pairs of int8
 products in 16 bits, which saturate: on one with AVX2 the largest codes gave a relative L2 error of
-1. With this entry they take unsigned weights, whose kernel is exact and slower; on other CPUs it
-changes nothing."""
+1. With this entry they take unsigned weights, whose kernel is exact and slower; other CPUs stay as
+they are."""
+_NO_FUSION: Final = ("session.disable_quant_qdq", "1")
+"""Session entry for other graphs with products of int8 codes: they are computed as they are
+written, in floating point. Fused, they would saturate as well, and ONNX Runtime 1.32 cannot load
+them with :data:`EXACT_PRODUCTS`: it gives a DequantizeLinear with a scale per output a single zero
+point, and refuses a table that embedding and head share."""
 
 _FAILED_NODE: Final = re.compile(
     r"running (?P<op>\w+) node\. Name:'(?P<name>[^']*)' Status Message: (?P<why>.*)", re.DOTALL
@@ -227,7 +232,8 @@ class OnnxRuntimeRunner:
         options = self._ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         if has_integer_products(self._bundle):
-            options.add_session_config_entry(*EXACT_INTEGERS)
+            exact = EXACT_PRODUCTS if self.info.lowering == "ort" else _NO_FUSION
+            options.add_session_config_entry(*exact)
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         if self._low_memory:

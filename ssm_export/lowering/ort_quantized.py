@@ -14,9 +14,10 @@ call. Measured with ONNX Runtime 1.32, x86-64 with AVX512-VNNI, two threads, one
 
 So both graphs take the same packing and share it. Its ``accuracy_level`` 4 rounds every row of the
 activation to int8 per block; with 8 bits the other levels have no kernel of their own (43 ms where
-this takes 0.05). Static int8 activations stay as they are: ONNX Runtime's fusion to
-``MatMulIntegerToFloat`` takes half the time of ``MatMulNBits`` on 512 rows. It fuses in fp32 only,
-so a product in fp16 is written out that way here (0.06 ms where the fused graph takes 10).
+this takes 0.05). Products with static int8 activations become ``MatMulIntegerToFloat``, which takes
+half the time of ``MatMulNBits`` on 512 rows. ONNX Runtime would fuse them so by itself, but in fp32
+only (a product in fp16 takes 10 ms that way, and 0.06 here), and where a CPU needs the codes of
+weights moved to be exact (``engines/onnxruntime.py``), it does that rightly to these nodes alone.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class _Repacking:
         assert x is not None
         quantized = _quantized_activation(x)
         if quantized is not None and weight.codes.dtype == ir.DataType.INT8 and not weight.block:
-            if weight.scale.dtype == ir.DataType.FLOAT16:
+            if weight.scale.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
                 self._integer_product(node, quantized, weight)
             return
         if (packed := self._pack(weight, along=0)) is not None:
@@ -199,25 +200,30 @@ class _Repacking:
         self._done[f"Gather to GatherBlockQuantized, {packed.bits} bit"] += 1
 
     def _integer_product(self, node: ir.Node, codes: ir.Node, weight: ConstantWeight) -> None:
-        """A fp16 product of int8 codes, with fp32 around it.
+        """A product of int8 codes in fp32, with casts around it where the graph is in fp16.
 
         The activation's codes move up by 128: the kernel for signed times signed is 100× slower.
         """
-        x, step = codes.inputs[0], self._wide(codes.inputs[1])
+        x, step, name = codes.inputs[0], self._wide(codes.inputs[1]), node.name
         zero = self._initializer(ir.tensor(np.array(128, np.uint8), name="constant/uint8_128"))
-        wide, name = int(ir.DataType.FLOAT), node.name
-        up = ir.node("Cast", [x], {"to": wide}, name=f"{name}/wide")
-        again = ir.node("QuantizeLinear", [up.outputs[0], step, zero], name=f"{name}/codes")
+        narrow = weight.scale.dtype == ir.DataType.FLOAT16
+        made: list[ir.Node] = []
+        if narrow:
+            made.append(ir.node("Cast", [x], {"to": int(ir.DataType.FLOAT)}, name=f"{name}/wide"))
+            x = made[-1].outputs[0]
+        made.append(ir.node("QuantizeLinear", [x, step, zero], name=f"{name}/codes"))
         product = ir.node(
             "MatMulIntegerToFloat",
-            [again.outputs[0], weight.codes, step, self._wide(weight.scale), zero],
+            [made[-1].outputs[0], weight.codes, step, self._wide(weight.scale), zero],
             domain=_DOMAIN,
             name=name,
         )
-        down = {"to": int(ir.DataType.FLOAT16)}
-        back = ir.node("Cast", [product.outputs[0]], down, name=f"{name}/narrow")
+        made.append(product)
+        if narrow:
+            down = {"to": int(ir.DataType.FLOAT16)}
+            made.append(ir.node("Cast", [product.outputs[0]], down, name=f"{name}/narrow"))
         through = node.inputs[0]
-        self._replace(node, [up, again, product, back])
+        self._replace(node, made)
         self._done["product to MatMulIntegerToFloat"] += 1
         reader = None if through is None else through.producer()
         if reader is not None:
@@ -283,6 +289,8 @@ class _Repacking:
 
     def _wide(self, scale: ir.Value | None) -> ir.Value:
         assert scale is not None and scale.const_value is not None
+        if scale.dtype == ir.DataType.FLOAT:
+            return scale
         array = scale.const_value.numpy().astype(np.float32)
         return self._initializer(ir.tensor(array, name=f"{scale.name}.fp32"))
 

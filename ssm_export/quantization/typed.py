@@ -36,17 +36,7 @@ def raise_opset(model: ir.Model, plan: Plan) -> None:
 
 
 class Typed:
-    """Writes codes as ONNX types.
-
-    Args:
-        plan: with int8 activations in it, int8 weights have a zero point for each of their scales:
-            on x86 CPUs without VNNI, ONNX Runtime moves the codes of such a graph up to unsigned
-            ones. Where it finds no zero points it writes a single one, which it cannot read, and
-            it cannot move those that two weights share.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        self._zero_points = any(one.scheme == "int8" for one in plan.activations)
+    """Writes codes as ONNX types."""
 
     def weight(self, writer: Writer, site: WeightSite, tensor: QuantizedTensor) -> None:
         graph = writer.graph
@@ -61,11 +51,7 @@ class Typed:
             attributes["axis"] = tensor.axis
         if tensor.block:
             attributes["block_size"] = tensor.block
-        inputs = [codes, scale]
-        if self._zero_points and tensor.scheme == "int8":
-            zeros = ir.tensor(np.zeros(tensor.scale.shape, np.int8))
-            inputs.append(writer.initializer(f"{site.weight}.zero", zeros))
-        real = _before(first, writer, inputs, site.name, old.dtype, attributes)
+        real = _before(first, writer, [codes, scale], site.name, old.dtype, attributes)
         real.shape = ir.Shape(list(site.shape))
         for node in readers:
             node.replace_input_with(0 if node.op_type == GATHER else 1, real)

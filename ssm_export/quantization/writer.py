@@ -137,7 +137,7 @@ def _typed_graphs(
     made = states
     for form, graph in job.graphs.items():
         typed = graph.clone()
-        write_plan(typed, plan, tensors, Typed(plan))
+        write_plan(typed, plan, tensors, Typed())
         raise_opset(typed, plan)
         if job.state_dtype != job.source.manifest.state_dtype:
             made = retype_states(typed, states, job.state_dtype)

@@ -9,11 +9,17 @@ import shutil
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
+from whole_graph import whole_logits
 
 from ssm_export.bundle import Bundle
+from ssm_export.progress import SILENT
+from ssm_export.quantization import floors
+from ssm_export.quantization.floors import Simulation
 from ssm_export.quantization.quantizer import QuantizeOptions, quantize
 from ssm_export.verification import verify
+from ssm_export.verification.truth import Case
 
 QUICK = ("logits", "states")
 IN = "backbone.layers.0.mixer.in_proj.weight"
@@ -150,3 +156,37 @@ def test_a_fault_fails(quantized, tmp_path, fault):
     report = verify(bundle, checks=QUICK, save=False)
     worst = {check.name: (check.worst, check.tolerance) for check in report.checks}
     assert not report.ok, worst
+
+
+def test_the_floor_of_a_last_logit_is_that_of_the_positions_before_it():
+    """One position is one draw of the error: the gate is made from the largest of several."""
+    rng = np.random.default_rng(1)
+    logits, state = rng.normal(size=(1, 1, 50)), rng.normal(size=(1, 4))
+    case = Case("drift", np.zeros((1, 9), np.int64), logits, {"past_ssm.0": state})
+    close = Simulation(case, logits * (1 + 1e-3), {"past_ssm.0": state * (1 + 1e-3)})
+    few = Simulation(case, close.logits, close.states, {"nmse": 1e-4, "element": 1e-9})
+    alone, nearby = close.errors(), few.errors()
+    assert alone["logits"]["nmse"] == pytest.approx(1e-6)
+    assert nearby["logits"] == {"nmse": 1e-4, "element": alone["logits"]["element"]}
+    assert nearby["past_ssm.0"] == alone["past_ssm.0"]
+
+
+def test_positions_before_the_last_are_looked_at_where_the_truth_has_one(bundle_of, family):
+    """Their errors are those of the whole prefill graph with the same edit."""
+
+    def rounder(model) -> bool:
+        """A coarse final norm changes the logits and no state."""
+        found = [v for n, v in model.graph.initializers.items() if "norm_f" in n]
+        for value in found:
+            value.const_value = ir.tensor(np.round(value.const_value.numpy() * 4 + 0.3) / 4)
+        return bool(found)
+
+    source = Bundle.open(bundle_of(family, lowering="native"))
+    ids = np.random.default_rng(2).integers(0, source.manifest.sizes["V"], (1, 9))
+    want, got = whole_logits(source, ids), whole_logits(source, ids, rounder)
+    case = Case("drift", ids, want[:, -1:])
+    found = floors._simulate(source, case, rounder, SILENT)
+    np.testing.assert_allclose(found.logits, got[:, -1:], rtol=1e-4, atol=1e-5)
+    worst = max(np.square(got - want).sum(-1)[0] / np.square(want).sum(-1)[0])
+    assert found.nearby["nmse"] == pytest.approx(worst, rel=1e-3)
+    assert floors._simulate(source, Case("prefill", ids, want), rounder, SILENT).nearby == {}

@@ -71,7 +71,7 @@ def test_typed_graphs_compute_what_the_simulation_computes(spelled, family, reci
     run = run_reference if recipe in NARROW else run_plain
     floats = run(graph(form, None), feeds)
     simulated = run(graph(form, Simulated()), feeds)
-    typed = run(graph(form, Typed(found.plan)), feeds)
+    typed = run(graph(form, Typed()), feeds)
     assert worst(typed, simulated) < SAME
     assert worst(simulated, floats) > 100 * SAME  # they are quantized, and not by nothing
 
@@ -152,7 +152,7 @@ def test_the_simulation_computes_the_plan(small, spelled, family, recipe):
 @pytest.mark.parametrize("form", FORMS)
 def test_the_file_holds_codes_and_no_float_weight_of_them(spelled, family, recipe, form):
     found, graph = spelled(family, recipe)
-    proto = graph(form, Typed(found.plan))
+    proto = graph(form, Typed())
     onnx.checker.check_model(proto, full_check=True)
     opset = {entry.domain: entry.version for entry in proto.opset_import}[""]
     assert opset == (23 if recipe == "nvfp4" else 21)
@@ -175,10 +175,10 @@ def test_the_file_holds_codes_and_no_float_weight_of_them(spelled, family, recip
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_scans_dt_a_and_convolutions_stay_as_they_are(small, spelled, family, recipe):
-    found, graph = spelled(family, recipe)
+    _, graph = spelled(family, recipe)
     for form in FORMS:
         before = {node.name: node for node in small(family).graph(form).graph}
-        proto = graph(form, Typed(found.plan))
+        proto = graph(form, Typed())
         calls = [node for node in proto.graph.node if node.domain == DOMAIN]
         assert {node.op_type for node in calls} > {"CausalConv1d"}
         for node in calls:
@@ -232,7 +232,7 @@ def test_rotation_and_grouping_alone_change_nothing(small, family):
 def test_scales_have_the_type_of_the_activations(small, family, precision, recipe):
     found, graph = planted(small(family, precision=precision), recipe)
     kind = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[precision]
-    proto = graph("step", Typed(found.plan))
+    proto = graph("step", Typed())
     onnx.checker.check_model(proto, full_check=True)
     scales = [t for t in proto.graph.initializer if t.name.endswith(("scale", "groups"))]
     assert len(scales) >= len(found.plan.weights)
@@ -254,7 +254,7 @@ def test_scales_below_fp16_are_refused_by_name(small, family):
     read = found.tensors.read
     found.tensors.read = lambda asked: read(asked) * np.float32(1e-5 if asked == name else 1)
     with pytest.raises(SsmExportError) as error:
-        write_plan(made.graph(), found.plan, found.tensors, Typed(found.plan))
+        write_plan(made.graph(), found.plan, found.tensors, Typed())
     assert error.value.code == errors.SCALE_UNDERFLOW
     assert name in str(error.value) and "bf16" in str(error.value)
 
