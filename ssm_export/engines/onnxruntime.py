@@ -59,10 +59,10 @@ products in 16 bits, which saturate: on one with AVX2 the largest codes gave a r
 1. With this entry they take unsigned weights, whose kernel is exact and slower; other CPUs stay as
 they are."""
 _NO_FUSION: Final = ("session.disable_quant_qdq", "1")
-"""Session entry for other graphs with products of int8 codes: they are computed as they are
-written, in floating point. Fused, they would saturate as well, and ONNX Runtime 1.32 cannot load
-them with :data:`EXACT_PRODUCTS`: it gives a DequantizeLinear with a scale per output a single zero
-point, and refuses a table that embedding and head share."""
+"""Session entry with which codes are computed as they are written, in floating point. Other graphs
+with products of int8 codes are run so. Fused, they would saturate as well, and ONNX Runtime 1.32
+cannot load them with :data:`EXACT_PRODUCTS`: it gives a DequantizeLinear with a scale per output a
+single zero point, and refuses a table that embedding and head share."""
 
 _FAILED_NODE: Final = re.compile(
     r"running (?P<op>\w+) node\. Name:'(?P<name>[^']*)' Status Message: (?P<why>.*)", re.DOTALL
@@ -128,6 +128,7 @@ class OnnxRuntimeRunner:
             this ONNX Runtime is too old for that choice.
         threads: threads inside an operator; ONNX Runtime's choice (one per core) when left out.
         low_memory: run in about the memory of the weights file, slower.
+        exact: compute codes as they are written, with no product in integers; slow.
 
     Raises:
         SsmExportError: ``MISSING_PACKAGE``, ``MISSING_PROVIDER``, or ``BAD_OPTION`` for a lowering
@@ -142,12 +143,14 @@ class OnnxRuntimeRunner:
         lowering: str | None = None,
         threads: int | None = None,
         low_memory: bool = False,
+        exact: bool = False,
     ) -> None:
         self._provider = PROVIDERS[name]
         self._ort = _import_onnxruntime(name, self._provider)
         self._bundle = bundle
         self._threads = threads
         self._low_memory = low_memory
+        self._exact = exact
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self._inputs: dict[str, tuple[Port, ...]] = {}
         self._outputs: dict[str, list[str]] = {}
@@ -231,7 +234,9 @@ class OnnxRuntimeRunner:
     def _options(self) -> onnxruntime.SessionOptions:
         options = self._ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
-        if has_integer_products(self._bundle):
+        if self._exact:
+            options.add_session_config_entry(*_NO_FUSION)
+        elif has_integer_products(self._bundle):
             exact = EXACT_PRODUCTS if self.info.lowering == "ort" else _NO_FUSION
             options.add_session_config_entry(*exact)
         if self._threads is not None:

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+import onnx_ir as ir
 
 from ssm_export.bundle import Bundle
 from ssm_export.progress import SILENT, Progress
+from ssm_export.quantization.apply import Writer
 from ssm_export.quantization.pieces import Piece
 from ssm_export.quantization.stream import FLOAT, Edit, LayerStream
 from ssm_export.verification.measure import LOGITS
@@ -29,6 +31,9 @@ Floors = dict[str, Errors]
 """Kind of recorded case to errors."""
 KINDS: Final = ("prefill", "drift")
 _SIMULATED: Final = "simulated"
+_SHAKE: Final = {"fp32": 2.0**-17, "fp16": 2.0**-9, "bf16": 2.0**-6}
+"""Share by which hidden values are shaken: 64 times the rounding of fp32, so that some values do
+change their codes, and four times that of the narrow types."""
 _NEARBY: Final = 64
 """Positions at the end of a prompt whose logits are looked at where its truth has the last ones
 alone. The error at one position is one draw of what codes come to there: two right graphs whose
@@ -72,16 +77,19 @@ class Simulation:
         return found
 
 
-def simulations(bundle: Bundle, edit: Edit, progress: Progress = SILENT) -> dict[str, Simulation]:
+def simulations(
+    bundle: Bundle, edit: Edit, progress: Progress = SILENT, kinds: tuple[str, ...] = KINDS
+) -> dict[str, Simulation]:
     """Kind of recorded case to what the simulated model makes of it.
 
     Args:
         bundle: the float bundle, whose vectors are the truth.
         edit: puts the simulated quantization into a piece.
         progress: shows one step per piece.
+        kinds: of cases.
     """
     made: dict[str, Simulation] = {}
-    for kind in KINDS:
+    for kind in kinds:
         with contextlib.suppress(NotRun):
             made[kind] = _simulate(bundle, Recorded(bundle).case(kind), edit, progress)
     return made
@@ -117,6 +125,39 @@ def _simulate(bundle: Bundle, case: Case, edit: Edit, progress: Progress) -> Sim
     whole = {name: np.concatenate(found).reshape(batch, seen, -1) for name, found in parts.items()}
     nearby = {} if positions == seen else measure_floor(LOGITS, whole[_SIMULATED], whole[FLOAT])
     return Simulation(case, whole[_SIMULATED][:, -positions:], states, nearby)
+
+
+def shaken(edit: Edit, precision: str, seed: int) -> Edit:
+    """An edit whose pieces read hidden values that are off by a little.
+
+    Two right ways to compute a graph give a value at the border of two codes one of them each, so
+    they differ by more than their own rounding. How much more, this edit tells: the channels of
+    every hidden value are off by random shares that are some times the rounding of the precision.
+    """
+    amount = _SHAKE[precision]
+
+    def changed(model: ir.Model) -> bool:
+        edit(model)
+        writer = Writer(model.graph)
+        for value in [v for v in model.graph.inputs if str(v.name).startswith("hidden.")]:
+            assert value.shape is not None
+            noise = np.random.default_rng(seed).standard_normal(int(value.shape[-1]))  # type: ignore[arg-type]  # channels are static
+            factors = writer.constant("constant/shaken", (1 + amount * noise).astype(np.float32))
+            uses = [(use.node, use.idx) for use in value.uses()]
+            made = writer.after(value, "Mul", [value, factors], f"{value.name}/shaken")
+            for node, position in uses:
+                node.replace_input_with(position, made)
+        return True
+
+    return changed
+
+
+def largest(*several: Mapping[str, Mapping[str, float]]) -> Errors:
+    """The largest of several draws of the same errors."""
+    return {
+        tensor: {name: max(draw[tensor][name] for draw in several) for name in errors}
+        for tensor, errors in several[0].items()
+    }
 
 
 def added(*several: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Floors:

@@ -20,15 +20,24 @@ from ssm_export.machine import tool_versions
 from ssm_export.progress import Progress
 from ssm_export.quantization.apply import simulated, write_plan
 from ssm_export.quantization.cpu_rounding import round_inputs
-from ssm_export.quantization.floors import Simulation, added, simulations, state_floors
+from ssm_export.quantization.floors import (
+    Floors,
+    Simulation,
+    added,
+    largest,
+    shaken,
+    simulations,
+    state_floors,
+)
 from ssm_export.quantization.plan import Plan
 from ssm_export.quantization.recipe import FLOAT
 from ssm_export.quantization.state import retype_states
+from ssm_export.quantization.stream import Edit
 from ssm_export.quantization.tensors import Tensors
 from ssm_export.quantization.typed import Typed, raise_opset
 from ssm_export.targets import get_target
 from ssm_export.verification.rounding import of_runner
-from ssm_export.verification.truth import PREFILL, SIMULATED
+from ssm_export.verification.truth import EXACT, PREFILL, SIMULATED
 
 if TYPE_CHECKING:
     from ssm_export.quantization.job import Job
@@ -36,6 +45,8 @@ if TYPE_CHECKING:
 _CONFIG: Final = "effective_config.yaml"
 _CPU: Final = "onnxruntime"
 """The runner whose rounding of inputs is simulated."""
+_DRAWS: Final = (0, 1)
+"""Seeds of the simulations that say how far values at the border of two codes take a graph."""
 _NO_FP4: Final = "ONNX Runtime's CPU has no kernel for FP4, so only graphs packed for it run there"
 
 
@@ -88,7 +99,8 @@ def _record_simulation(
     against the simulation. ONNX Runtime's CPU has its own, since it rounds inputs too. A runner
     that nothing is known of, and any runner where activations are rounded to static scales, may be
     off from the simulation as far as that is from the float model: a value at the border of two
-    codes goes either way, and some layers on most values have another neighbour.
+    codes goes either way, and some layers on most values have another neighbour. The kind ``exact``
+    is for a runner that computes codes as they are written, with no product in integers.
     """
     source = job.source
     edit = simulated(plan, tensors)
@@ -108,11 +120,24 @@ def _record_simulation(
     if PREFILL in anywhere:
         exact, rounded = anywhere[PREFILL], here[PREFILL]
         rounding[SIMULATED] = made[PREFILL]
+        rounding[EXACT] = added(before, _apart(exact, job, plan, edit, progress), states)[PREFILL]
         if all(one.scheme == FLOAT for one in plan.activations):
             apart = {PREFILL: rounded.against(exact.logits, exact.states)}
             rounding[of_runner(SIMULATED, _CPU)] = added(before, apart, states)[PREFILL]
         _save_vectors(bundle, exact)
     bundle.manifest.rounding = rounding
+
+
+def _apart(exact: Simulation, job: Job, plan: Plan, edit: Edit, progress: Progress) -> Floors:
+    """How far two right ways to compute the codes may be apart by values at the border of two."""
+    if all(one.scheme == FLOAT for one in plan.activations):
+        return {}
+    draws = []
+    for seed in _DRAWS:
+        moved = shaken(edit, job.source.manifest.precision, seed)
+        other = simulations(job.source, moved, progress, (PREFILL,))[PREFILL]
+        draws.append(other.against(exact.logits, exact.states))
+    return {PREFILL: largest(*draws)}
 
 
 def _save_vectors(bundle: Bundle, simulation: Simulation) -> None:

@@ -6,6 +6,8 @@ are off by an NMSE of 5e-8 in any framework. No fixed table knows that factor, a
 asked to be better than the model it stands for. So the recorder also runs the torch model in the
 bundle's own precision and keeps its errors against float64. A graph may have up to
 :data:`MARGIN` times PyTorch's amplitude error, or what the table of gates allows if that is more.
+An element may also be off by :data:`~ssm_export.verification.gates.SIGMAS` times the relative L2
+error of its tensor, as a share of itself: what an input loses scales what is made of it.
 """
 
 from __future__ import annotations

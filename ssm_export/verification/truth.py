@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -18,6 +19,9 @@ PREFILL: Final = "prefill"
 """Kind of the recorded prompt."""
 SIMULATED: Final = "simulated"
 """Kind of the same prompt in a simulation of the quantized model; float bundles have none."""
+EXACT: Final = "exact"
+"""Kind of the rounding that holds against that simulation where every code is computed with as it
+is written."""
 PROMPT: Final = (3, 67)
 """Rows and tokens of a prompt of ours, where the bundle records none: past a chunk of 64."""
 MOST_LOGITS_BYTES: Final = 1 << 30
@@ -98,7 +102,7 @@ class Recorded:
                 tokens=found.get("tokens"),
                 margins=found.get("margin"),
             )
-        except (KeyError, ValueError, OSError) as error:
+        except (KeyError, ValueError, OSError, BadZipFile) as error:
             raise SsmExportError(
                 errors.NOT_A_BUNDLE,
                 f"the recorded vector '{entry.file.path}' cannot be read ({error})",

@@ -21,7 +21,7 @@ from ssm_export.quantization.quantizer import QuantizeOptions, quantize
 from ssm_export.verification import verify
 from ssm_export.verification.truth import Case
 
-QUICK = ("logits", "states")
+QUICK = ("logits", "states", "codes")
 IN = "backbone.layers.0.mixer.in_proj.weight"
 OUT = "backbone.layers.1.mixer.out_proj.weight"
 
@@ -190,3 +190,54 @@ def test_positions_before_the_last_are_looked_at_where_the_truth_has_one(bundle_
     worst = max(np.square(got - want).sum(-1)[0] / np.square(want).sum(-1)[0])
     assert found.nearby["nmse"] == pytest.approx(worst, rel=1e-3)
     assert floors._simulate(source, Case("prefill", ids, want), rounder, SILENT).nearby == {}
+
+
+@pytest.fixture(scope="module")
+def weight_only(bundle_of, family, tmp_path_factory):
+    """``w8a16`` of a tiny model, with the lowering that packs weights anew."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr("ssm_export.quantization.drift.STEPS", (16,))
+    source = Bundle.open(bundle_of(family, lowering="ort"))
+    made = tmp_path_factory.mktemp("weights") / "bundle"
+    quantize(source, made, QuantizeOptions("w8a16", sensitivity=False))
+    patch.undo()
+    return Bundle.open(made)
+
+
+def test_one_scale_that_is_off_by_a_tenth_fails(weight_only, tmp_path):
+    """No runtime's rounding of inputs hides it: the codes are computed as they are written."""
+
+    def stretched(scale):
+        scale = scale.copy()
+        scale[0] *= 1.1
+        return scale
+
+    faulty = Faulty(weight_only, tmp_path / "faulty")
+    faulty.scale(f"{OUT}.scale", stretched)
+    bundle = faulty.closed()
+    report = verify(bundle, lowering="canonical", checks=("codes",), save=False)
+    assert not report.ok
+    assert "as written" in report.checks[0].where
+
+
+def test_a_fault_in_packed_weights_alone_fails(weight_only, tmp_path):
+    """They have a file of their own; the codes that they were made of are right."""
+    assert verify(weight_only, lowering="ort", checks=("codes",), save=False).ok
+    bundle = Faulty(weight_only, tmp_path / "faulty").bundle
+    graph = onnx.load(bundle.graph_path("prefill", "ort"), load_external_data=False)
+    name = f"{IN}.int8.nbits"
+    offset = next(
+        int(entry.value)
+        for tensor in graph.graph.initializer
+        for entry in tensor.external_data
+        if tensor.name == name and entry.key == "offset"
+    )
+    entry = bundle.manifest.packed_weights["ort"]
+    content = bytearray((bundle.path / entry.path).read_bytes())
+    content[offset + 3] ^= 1
+    (bundle.path / entry.path).write_bytes(content)
+    bundle.manifest.packed_weights["ort"] = bundle.entry(entry.path)
+    bundle.save()
+    report = verify(Bundle.open(bundle.path), lowering="ort", checks=("codes",), save=False)
+    assert not report.ok
+    assert name in report.checks[0].where
