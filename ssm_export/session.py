@@ -27,9 +27,9 @@ from ssm_export.bundle import Bundle
 from ssm_export.engines.runner import Recurrent, Runner, RunnerInfo
 from ssm_export.errors import SsmExportError
 from ssm_export.prompts import checked, no_tokens, padded
-from ssm_export.sampling import Sampler, end_tokens
+from ssm_export.sampling import Chooser, Sampler, end_tokens
+from ssm_export.session_rows import Rows
 from ssm_export.state import Owner, State, mismatch
-from ssm_export.verification.feeding import Stepper
 from ssm_export.verification.opening import OneForm, opened
 from ssm_export.verification.truth import vocabulary
 
@@ -69,11 +69,9 @@ class Session:
             opened(self.bundle, runner, lowering, threads, cuda_graph=cuda_graph)
         )
         self._model: Recurrent | None = Recurrent(self.bundle, loaded)
-        self._stepper: Stepper | None = None
-        self._logits: np.ndarray | None = None
-        self._tokens = np.zeros(0, dtype=np.int64)
-        self._chosen: np.ndarray | None = None
-        self._ended: dict[int, State] = {}
+        self._rows: Rows | None = None
+        self._turn = 0
+        """Counts what the session was given to go on from other than chosen tokens."""
 
     @property
     def info(self) -> RunnerInfo:
@@ -83,7 +81,7 @@ class Session:
     @property
     def rows(self) -> int:
         """B; 0 before the first call."""
-        return len(self._tokens)
+        return 0 if self._rows is None else len(self._rows)
 
     @property
     def cuda_graph(self) -> bool | None:
@@ -94,8 +92,8 @@ class Session:
     @property
     def logits(self) -> np.ndarray | None:
         """(B,V): the logits after each row's last token; None before the first."""
-        self._settle()
-        return self._logits
+        rows = self._settled()
+        return None if rows is None else rows.logits
 
     @property
     def state(self) -> State:
@@ -104,34 +102,43 @@ class Session:
         Raises:
             SsmExportError: ``BAD_OPTION`` for a session that has no rows yet.
         """
-        self._settle()
-        return self._snapshot()
+        rows = self._settled()
+        if rows is None:
+            raise SsmExportError(
+                errors.BAD_OPTION,
+                "the session has no rows yet, so it has no state",
+                fix="prefill or step first, or session.reset(batch)",
+            )
+        return rows.state()
 
     def restore(self, state: State) -> None:
         """Go on from a state, with as many rows as it has.
 
         Raises:
-            SsmExportError: ``STATE_MISMATCH`` for a state of another model.
+            SsmExportError: ``STATE_MISMATCH`` for a state of another model, ``BAD_OPTION`` for
+                what is no state.
         """
         model = self._open()
+        if not isinstance(state, State):
+            raise SsmExportError(
+                errors.BAD_OPTION,
+                f"that is no State but of type {type(state).__name__}",
+                fix="ssm_export.State.load(file, bundle) reads one from a file",
+            )
         if state.owner != self._owner:
             raise mismatch(state.owner, self._owner, str(self.bundle.path))
-        self._forget()
-        self._stepper = Stepper(model, state.arrays())
-        self._logits = state.last_logits()
-        self._tokens = state.tokens_read().copy()
+        self._turn += 1
+        self._rows = Rows(model, state)
 
     def reset(self, batch: int | None = None) -> None:
         """Forget everything: the initial state for ``batch`` rows, or for what comes next."""
-        self._open()
+        model = self._open()
         if batch is not None and batch < 1:
             raise SsmExportError(
                 errors.BAD_OPTION, f"a batch of {batch} rows", fix="give 1 or more"
             )
-        self._forget()
-        self._stepper, self._logits, self._tokens = None, None, np.zeros(0, dtype=np.int64)
-        if batch is not None:
-            self._begin(batch)
+        self._turn += 1
+        self._rows = None if batch is None else Rows.initial(model, self._owner, batch)
 
     def prefill(
         self,
@@ -153,24 +160,12 @@ class Session:
             SsmExportError: ``EMPTY_PROMPT``, ``BAD_OPTION`` for ids outside the vocabulary, other
                 rows than the session has, or lengths that the bundle does not take.
         """
-        self._settle()
+        rows = self._settled()
         ids, counts = padded(input_ids, lengths, self.bundle)
-        stepper = self._rows_of(ids)
-        silent = None if counts is None else counts == 0
-        if silent is not None and silent.any() and self._logits is None:
-            raise no_tokens(f"row {int(silent.argmax())} has no tokens yet and is given none")
-        logits = stepper.prefill(ids, counts)
-        if counts is None:
-            self._logits = logits[:, -1].copy()  # the caller may change what it is given
-            self._tokens += ids.shape[1]
-            return logits
-        # Graphs that give the logits of every position give them of the padding too.
-        last = np.maximum(counts - 1, 0) if logits.shape[1] > 1 else np.zeros_like(counts)
-        picked = logits[np.arange(len(ids)), last]
-        assert silent is not None
-        before = picked if self._logits is None else self._logits
-        self._logits = np.where(silent[:, None], before, picked)
-        self._tokens += counts
+        rows = self._taking(rows, ids)
+        self._turn += 1
+        logits = rows.prefill(ids, counts)
+        self._rows = rows
         return logits
 
     def step(self, input_ids: np.ndarray) -> np.ndarray:
@@ -179,7 +174,7 @@ class Session:
         Raises:
             SsmExportError: as :meth:`prefill`.
         """
-        self._settle()
+        rows = self._settled()
         ids = checked(input_ids, self._vocabulary)
         if ids.shape[1] != 1:
             raise SsmExportError(
@@ -187,7 +182,11 @@ class Session:
                 f"a step was given {ids.shape[1]} tokens a row",
                 fix="give (B,1) ids, or read them with prefill",
             )
-        return self._stepped(ids)
+        rows = self._taking(rows, ids)
+        self._turn += 1
+        logits = rows.step(ids)
+        self._rows = rows
+        return logits
 
     def choose(
         self,
@@ -199,7 +198,7 @@ class Session:
 
         What is given has been read when the next call of the session is made, whether this
         iterator was used up or left; an end token is neither given nor read. A row that has ended
-        keeps its state while the others go on.
+        keeps its state while the others go on. State and logits may be read between tokens.
 
         Args:
             max_tokens: of each row, at most.
@@ -210,32 +209,30 @@ class Session:
             the token of each row, None where the row has ended.
 
         Raises:
-            SsmExportError: ``EMPTY_PROMPT`` for a session that has read nothing.
+            SsmExportError: ``EMPTY_PROMPT`` for a session that has read nothing, ``BAD_OPTION``
+                when it was restored, reset or given other tokens since the last token.
         """
-        self._settle()
-        if self._logits is None:
+        rows = self._settled()
+        if rows is None or rows.logits is None:
             raise no_tokens("the session has read nothing, so there are no logits to choose from")
-        picks = [(sampler or Sampler()).picker(row) for row in range(self.rows)]
+        self._turn += 1
+        turn = self._turn
+        chooser = Chooser(sampler or Sampler(), ends, rows.tokens)
         for _ in range(max_tokens):
-            if self._chosen is not None:
-                ids, self._chosen = self._chosen, None
-                self._stepped(ids)
-            column = np.zeros((self.rows, 1), dtype=np.int64)
-            fresh: list[int] = []
-            for row, pick in enumerate(picks):
-                if row not in self._ended:
-                    column[row] = pick(self._logits[row])
-                    if int(column[row, 0]) in ends:
-                        fresh.append(row)
-            if len(fresh) + len(self._ended) == self.rows:
+            self._open()
+            if self._turn != turn:
+                raise SsmExportError(
+                    errors.BAD_OPTION,
+                    "the session was restored, reset or given other tokens while it was choosing",
+                    why="the next token would not go on from the last",
+                    fix="call session.choose again, it goes on from where the session is now",
+                )
+            rows.read_chosen()
+            tokens = chooser(rows.logits)
+            if len(chooser.ended) == len(tokens):
                 return
-            if fresh:
-                now = self._snapshot()
-                self._ended.update((row, now.select([row])) for row in fresh)
-            self._chosen = column
-            yield tuple(
-                None if row in self._ended else int(token) for row, token in enumerate(column[:, 0])
-            )
+            rows.choose(tokens)
+            yield tokens
 
     def generate(
         self,
@@ -256,7 +253,9 @@ class Session:
                 ragged. The session goes on from where it stands when None.
             max_tokens: tokens to add to a row at most.
             temperature, top_k, top_p: see :class:`~ssm_export.sampling.Sampler`.
-            seed: of row 0; row r draws with seed + r, so forks of one state part.
+            seed: of row 0; row r draws with seed + r, so forks of one state part. What is drawn
+                depends on how many tokens the row has read, so a state that was saved and
+                restored goes on as if it had not been.
             ends: tokens that end a row; those of the bundle when None.
             stream: called with the token of each row as they come, None where a row has ended.
 
@@ -297,7 +296,7 @@ class Session:
     def close(self) -> None:
         """Free the runtime's memory, unless the runner was given. A state stays usable."""
         self._stack.close()
-        self._model = self._stepper = None
+        self._model = self._rows = None
 
     def __enter__(self) -> Session:  # noqa: PYI034  # Self came with Python 3.11
         return self
@@ -320,54 +319,22 @@ class Session:
             )
         return self._model
 
-    def _begin(self, batch: int) -> Stepper:
-        model = self._open()
-        self._stepper = Stepper(model, model.initial_state(batch))
-        self._tokens = np.zeros(batch, dtype=np.int64)
-        return self._stepper
+    def _settled(self) -> Rows | None:
+        """The rows, after they have read what was chosen last; None before the first call."""
+        self._open()
+        if self._rows is not None:
+            self._rows.settle()
+        return self._rows
 
-    def _forget(self) -> None:
-        self._chosen = None
-        self._ended.clear()
-
-    def _rows_of(self, ids: np.ndarray) -> Stepper:
-        """The stepper, made where these are the first rows; refuses another number of rows."""
-        if self._stepper is None:
-            return self._begin(len(ids))
-        if len(ids) != self.rows:
+    def _taking(self, rows: Rows | None, ids: np.ndarray) -> Rows:
+        """The rows that these tokens are for: new where there are none; refuses another number."""
+        if rows is None:
+            return Rows.initial(self._open(), self._owner, len(ids))
+        if len(ids) != len(rows):
             raise SsmExportError(
                 errors.BAD_OPTION,
-                f"{len(ids)} rows were given, the session has {self.rows}",
+                f"{len(ids)} rows were given, the session has {len(rows)}",
                 fix="session.reset() begins anew; session.restore(session.state.fork(4)) makes "
                 "four rows of one",
             )
-        return self._stepper
-
-    def _stepped(self, ids: np.ndarray) -> np.ndarray:
-        logits = self._rows_of(ids)(ids)
-        self._logits = logits[:, -1].copy()
-        self._tokens += 1
-        return logits
-
-    def _settle(self) -> None:
-        """Read what was chosen last, and give the rows that ended their state back."""
-        self._open()
-        if self._chosen is not None:
-            ids, self._chosen = self._chosen, None
-            self._stepped(ids)
-        if self._ended and self._stepper is not None:
-            whole = self._snapshot().replaced(self._ended)
-            self._ended.clear()
-            self._stepper.load(whole.arrays())
-            self._logits, self._tokens = whole.last_logits(), whole.tokens_read().copy()
-
-    def _snapshot(self) -> State:
-        if self._stepper is None:
-            raise SsmExportError(
-                errors.BAD_OPTION,
-                "the session has no rows yet, so it has no state",
-                fix="prefill or step first, or session.reset(batch)",
-            )
-        rows = tuple(range(self.rows))
-        stored = self._stepper.read()
-        return State(self._owner, stored, self._logits, self._tokens.copy(), rows)
+        return rows

@@ -19,6 +19,7 @@ from ssm_export.errors import SsmExportError
 
 LOGITS: Final = "logits"
 TOKENS: Final = "tokens"
+_ALIGNMENT: Final = 64
 _STATE: Final = ("name_in", "kind", "layer", "shape", "dtype", "layout", "initial_value")
 
 
@@ -56,7 +57,7 @@ class State:
     """Everything a model knows of what it has read, for B rows. Its size never grows.
 
     Made by :attr:`Session.state` and taken by :meth:`Session.restore`. Forks and selections share
-    their arrays, which are read-only: they cost nothing until a session computes with them.
+    their arrays, which are read-only: rows are copied when a session takes them.
 
     Attributes:
         owner: the model that it is of.
@@ -88,8 +89,13 @@ class State:
         return sum(array[:1].nbytes for array in self.stored.values())
 
     def arrays(self) -> Arrays:
-        """The ``past_*`` arrays, (B, …), read-only; a copy where a row is there twice."""
-        return {name: self._picked(array) for name, array in self.stored.items()}
+        """The ``past_*`` arrays, (B, …), read-only; copies unless the rows are stored in a row."""
+        if self._span() is not None:
+            return {name: self._picked(array) for name, array in self.stored.items()}
+        made = _gathered(self.stored, self.picks)
+        for array in made.values():
+            array.flags.writeable = False
+        return made
 
     def last_logits(self) -> np.ndarray | None:
         """(B,V): the logits after each row's last token, which the next token is chosen from."""
@@ -100,7 +106,7 @@ class State:
         return self._picked(self.tokens)
 
     def fork(self, rows: int) -> State:
-        """One row as ``rows`` rows that go on independently. Nothing is copied.
+        """One row as ``rows`` rows that go on independently; they are copied when restored.
 
         Raises:
             SsmExportError: ``BAD_OPTION`` for a state of several rows, or for no rows.
@@ -127,7 +133,7 @@ class State:
 
     def replaced(self, rows: Mapping[int, State]) -> State:
         """A copy in which some rows, by number, are those of states of one row each."""
-        made = {name: array.copy() for name, array in self.arrays().items()}
+        made = _gathered(self.stored, self.picks)
         logits, tokens = self.last_logits(), self.tokens_read().copy()
         logits = None if logits is None else logits.copy()
         for row, state in rows.items():
@@ -181,10 +187,15 @@ class State:
             raise state_file.unreadable(path, str(error)) from error
         return cls(owner, tensors, logits, tokens, picks)
 
+    def _span(self) -> slice | None:
+        """Where the rows lie, one after the other and in their order; None where they do not."""
+        first, end = self.picks[0], self.picks[0] + len(self.picks)
+        return slice(first, end) if self.picks == tuple(range(first, end)) else None
+
     def _picked(self, array: np.ndarray) -> np.ndarray:
-        first, count = self.picks[0], len(self.picks)
-        if self.picks == tuple(range(first, first + count)):
-            return array[first : first + count]
+        span = self._span()
+        if span is not None:
+            return array[span]
         made = array[list(self.picks)]
         made.flags.writeable = False
         return made
@@ -199,6 +210,27 @@ def mismatch(theirs: Owner, ours: Owner, where: str) -> SsmExportError:
         why="a state holds numbers that only the weights that made them can read",
         fix="use the bundle that the state was saved with, or read the prompt again with this one",
     )
+
+
+def _gathered(stored: Mapping[str, np.ndarray], picks: Sequence[int]) -> Arrays:
+    """Copies of rows of every array, all in one new block of memory.
+
+    One block, because the system gives memory of more than 4 MB in huge pages (numpy asks for
+    them). An array each would take thousands of page faults, which cost more than the copying.
+    """
+    places: dict[str, int] = {}
+    size = 0
+    for name, array in stored.items():
+        places[name] = size
+        size += -(-len(picks) * array[:1].nbytes // _ALIGNMENT) * _ALIGNMENT
+    block = np.empty(size, np.uint8)
+    made: Arrays = {}
+    for name, array in stored.items():
+        shape = (len(picks), *array.shape[1:])
+        made[name] = np.ndarray(shape, array.dtype, block, places[name])
+        # Any other mode would go through a buffer; State has checked its rows.
+        np.take(array, picks, axis=0, out=made[name], mode="clip")
+    return made
 
 
 def _check_shapes(

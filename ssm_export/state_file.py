@@ -7,20 +7,22 @@ arrays by their names, (S, …); ``logits`` (S,V) after the last token, where th
 ``tokens`` (S,) int64, how many tokens each row has read. The header's ``__metadata__`` has
 
 ====================  =============================================================================
-``format``            ``ssm-export/state@1``
+``format``            ``ssm-export/state@2``
 ``family``            the model type
 ``weights_sha256``    of the bundle's one weights file, before any runtime packs it
 ``scheme_sha256``     of how weights and activations are quantized; empty for a float bundle
 ``states_sha256``     of the states' names, kinds, shapes, types, layouts and initial values
 ``rows``              which of the S stored rows each row is, as JSON: a fork stores its row once
-``checksum``          SHA-256 of the header without this member and of the sums of the tensors
+``checksum``          SHA-256 of the header without this member and of each tensor's CRC-32
 ====================  =============================================================================
 
 The three hashes tie a state to its model and to nothing else: a bundle of the same weights with
 other graphs (another lowering, engine, runner, ragged or not) takes the state, a quantized or
-retyped sibling does not. A sum is that of 4096 little-endian words of 64 bits, modulo 2^64: it
-finds damage at the speed of memory, where a cryptographic hash of a large state would take longer
-than the prompt that is spared. It proves no origin.
+retyped sibling does not. A CRC-32 (that of zlib, 32 bits little-endian) finds damage, words in
+another order too, and proves no origin. It takes 11 ms for 25 MB (mamba-2.8b) and 66 ms for 172 MB
+(mamba2-2.7b) on one core of an AMD EPYC; BLAKE2b takes 40 and 360 ms.
+
+Schema 1, which no release has written, summed words and did not see their order; it is refused.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ import json
 import math
 import mmap
 import os
+import stat
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -41,11 +45,10 @@ from ssm_export.bundle import disk_errors
 from ssm_export.errors import SsmExportError
 
 FORMAT: Final = "ssm-export/state"
-VERSION: Final = 1
+VERSION: Final = 2
 _METADATA: Final = "__metadata__"
 _ALIGNMENT: Final = 64
 _MOST_HEADER: Final = 1 << 24
-_WORDS: Final = 4096
 _TYPES: Final = {"F32": "<f4", "F16": "<f2", "I8": "<i1", "I64": "<i8"}
 _NAMES: Final = {np.dtype(kind): name for name, kind in _TYPES.items()}
 
@@ -78,10 +81,12 @@ def read(path: Path) -> tuple[dict[str, str], Tensors]:
     """The metadata of a file, and its tensors as read-only views of the mapped file.
 
     Raises:
-        SsmExportError: ``NO_SUCH_PATH``, ``BAD_STATE_FILE``, ``NEWER_SCHEMA``.
+        SsmExportError: ``NO_SUCH_PATH``, ``NO_PERMISSION``, ``BAD_STATE_FILE``,
+            ``NEWER_SCHEMA``.
     """
     data = _mapped(path)
-    header, start = _read_header(data, path)
+    header, start, version = _read_header(data, path)
+    _check_version(version, path)
     try:
         tensors = _tensors(data, header, start)
         metadata = dict(header.pop(_METADATA))
@@ -119,6 +124,9 @@ def _is_state(path: Path) -> bool:
 
 def _mapped(path: Path) -> mmap.mmap:
     try:
+        # Asked before it is opened: opening a pipe waits for somebody to write into it.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise unreadable(path, "it is a folder" if path.is_dir() else "it is no regular file")
         with path.open("rb") as stream:
             return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError as error:
@@ -127,14 +135,21 @@ def _mapped(path: Path) -> mmap.mmap:
             f"there is no file '{path}'",
             fix="ssm-export generate BUNDLE PROMPT --save-state FILE writes one",
         ) from error
-    except IsADirectoryError as error:
-        raise unreadable(path, "it is a folder") from error
+    except PermissionError as error:
+        raise SsmExportError(
+            errors.NO_PERMISSION,
+            "it may not be read",
+            where=str(path),
+            fix=f"chmod u+r {path}, or give another file",
+        ) from error
+    except OSError as error:
+        raise unreadable(path, f"{error.strerror or error}") from error
     except ValueError as error:  # a map of nothing
         raise unreadable(path, "it is empty") from error
 
 
-def _read_header(data: mmap.mmap, path: Path) -> tuple[dict[str, Any], int]:
-    """The header as it stands, and where the tensors begin."""
+def _read_header(data: mmap.mmap, path: Path) -> tuple[dict[str, Any], int, int]:
+    """The header as it stands, where the tensors begin, and the version of the schema."""
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or not 2 <= size <= _MOST_HEADER:
         raise unreadable(path, "it does not begin as one")
@@ -143,19 +158,29 @@ def _read_header(data: mmap.mmap, path: Path) -> tuple[dict[str, Any], int]:
     try:
         header = json.loads(data[8 : 8 + size])
         name, _, version = str(header[_METADATA]["format"]).partition("@")
-        newer = name == FORMAT and int(version) > VERSION
+        schema = int(version) if name == FORMAT else 0
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise unreadable(path, "its header is not one of ours") from error
     if name != FORMAT:
         raise unreadable(path, f"its format is '{name}', not '{FORMAT}'")
-    if newer:
+    return header, 8 + size, schema
+
+
+def _check_version(version: int, path: Path) -> None:
+    told = f"it has schema {version}, this release reads {VERSION}"
+    if version > VERSION:
         raise SsmExportError(
-            errors.NEWER_SCHEMA,
-            f"it has schema {version}, this release reads {VERSION}",
-            where=str(path),
-            fix="pip install --upgrade ssm-export",
+            errors.NEWER_SCHEMA, told, where=str(path), fix="pip install --upgrade ssm-export"
         )
-    return header, 8 + size
+    if version < VERSION:
+        raise SsmExportError(
+            errors.BAD_STATE_FILE,
+            told,
+            where=str(path),
+            why="the checksum of the older one misses some damage",
+            fix="read the prompt again and save that: ssm-export generate BUNDLE PROMPT "
+            "--save-state FILE",
+        )
 
 
 def _tensors(data: mmap.mmap, header: Mapping[str, Any], start: int) -> Tensors:
@@ -198,12 +223,7 @@ def _checksum(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> s
     """See the table of this module; ``header`` has no checksum yet, or no longer."""
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for array in tensors.values():
-        data = np.frombuffer(_bytes(array), np.uint8)
-        words = data[: data.size // 8 * 8].view("<u8")
-        whole = words.size // _WORDS * _WORDS
-        digest.update(words[:whole].reshape(-1, _WORDS).sum(axis=1).tobytes())
-        digest.update(words[whole:].sum().tobytes())
-        digest.update(data[words.size * 8 :].tobytes())
+        digest.update(zlib.crc32(_bytes(array)).to_bytes(4, "little"))
     return digest.hexdigest()
 
 

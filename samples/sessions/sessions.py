@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import ssm_export
@@ -12,22 +14,30 @@ from ssm_export.generation import load_tokenizer
 SYSTEM = '"""Reading and writing files."""\n\nimport io\nimport os\nimport sys\n\n\n'
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> int:
     """Show the three uses on a bundle that has a tokenizer."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle")
     parser.add_argument("--say", action="append", default=[], help="a turn of the chat")
     parser.add_argument("--tokens", type=int, default=48, help="of each answer")
     parser.add_argument("--states", type=Path, help="where states are kept; beside the bundle")
-    options = parser.parse_args()
-    bundle = ssm_export.Bundle.open(options.bundle)
-    folder = options.states or bundle.path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with ssm_export.Session(bundle) as session:
-        session.warm_up()
-        system = read_once(session, folder / "read-once.state")
-        in_several_ways(session, system, options.tokens)
-        chat(session, system, options.say, folder / "chat.state", options.tokens)
+    options = parser.parse_args(words)
+    try:
+        bundle = ssm_export.Bundle.open(options.bundle)
+        place = bundle.path.resolve()
+        folder = options.states or place.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        # A state is of one model, so bundles that stand side by side have files of their own.
+        once, kept = (folder / f"{place.name}.{use}.state" for use in ("read-once", "chat"))
+        with ssm_export.Session(bundle) as session:
+            session.warm_up()
+            system = read_once(session, once)
+            in_several_ways(session, system, options.tokens)
+            chat(session, system, options.say, kept, options.tokens)
+    except ssm_export.SsmExportError as error:
+        print(error, file=sys.stderr)
+        return error.code.exit_status
+    return 0
 
 
 def read_once(session: ssm_export.Session, file: Path) -> ssm_export.State:
@@ -89,4 +99,4 @@ def ids(session: ssm_export.Session, text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

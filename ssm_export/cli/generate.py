@@ -42,7 +42,13 @@ from ssm_export.cli.options import runner
     show_default=True,
     help="Sample among the likeliest tokens with this probability together.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of the sampling.",
+)
 @click.option("--tokens", is_flag=True, help="PROMPT is token ids with commas, not text.")
 @click.option(
     "--load-state",

@@ -111,6 +111,7 @@ def test_a_misspelt_word_is_answered_with_the_nearest(
         ["bench", "x", "--prefill", "0"],
         ["build", "x", "--max-batch", "0"],
         ["generate", "x", "words", "--tokens"],
+        ["generate", "x", "words", "--seed", "-1", "--temperature", "1"],
     ],
 )
 def test_wrong_usage(ssm_export: Run, words: list[str]) -> None:

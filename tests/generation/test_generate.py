@@ -110,6 +110,8 @@ def test_text_goes_through_the_tokenizer_of_the_bundle(tmp_path):
         ([1], {"temperature": -1.0}, errors.BAD_OPTION),
         ([1], {"top_p": 0.0}, errors.BAD_OPTION),
         ([1], {"top_k": -1}, errors.BAD_OPTION),
+        ([1], {"seed": -1}, errors.BAD_OPTION),
+        ([1], {"seed": 0.5, "temperature": 1.0}, errors.BAD_OPTION),
     ],
 )
 def test_what_cannot_be_done_is_said(bundle, prompt, options, code):
@@ -173,3 +175,25 @@ class TestSampler:
     def test_a_seed_repeats(self):
         one, two = (Sampler(1.0, seed=3).picker() for _ in range(2))
         assert [one(self.logits) for _ in range(50)] == [two(self.logits) for _ in range(50)]
+
+    def test_a_seed_may_be_of_any_size_and_of_numpy(self):
+        for seed in (2**200, np.int64(7), np.iinfo(np.int64).max):
+            pick = Sampler(1.0, seed=seed).picker(row=1)
+            assert 0 <= pick(self.logits) < 4
+
+    @pytest.mark.parametrize("read", [0, 1, 3, 4, 5, 1000, 10**12])
+    def test_what_is_drawn_goes_by_the_tokens_read(self, read):
+        """Numpy's own doubles of the same stream, and the token where the probabilities reach."""
+        bits = np.random.Philox(3 + 2)
+        bits.advance(read // 4)
+        numbers = np.random.Generator(bits).random(read % 4 + 8)[read % 4 :]
+        want = [int((np.array([0.5, 0.8, 0.95]) <= number).sum()) for number in numbers]
+        for first in range(8):
+            pick = Sampler(1.0, seed=3).picker(row=2, tokens_read=read + first)
+            assert [pick(self.logits) for _ in numbers[first:]] == want[first:]
+
+    @pytest.mark.parametrize("wrong", [[np.nan, 1.0], [np.inf, 1.0], [-np.inf, -np.inf]])
+    def test_logits_that_are_no_numbers_are_refused(self, wrong):
+        with pytest.raises(SsmExportError, match="NaN or Inf") as caught:
+            Sampler(1.0).picker()(np.array(wrong))
+        assert caught.value.code is errors.RUNNER_FAILED

@@ -65,6 +65,18 @@ def test_a_chat_goes_on_in_one_file(toy, truth, tmp_path):
     assert State.load(file, bundle).tokens_read().tolist() == [len(read)]
 
 
+def test_a_sampled_text_is_the_same_with_a_stop_half_way(toy, tmp_path):
+    bundle, file = toy(), tmp_path / "half.state"
+    options = {"temperature": 2.0, "seed": 5}
+
+    def run(prompt=(), **more):
+        return generate(bundle, prompt, runner=PlainRunner(bundle), **options, **more).tokens
+
+    whole = run([5, 6, 7], max_tokens=24)
+    half = run([5, 6, 7], max_tokens=12, save_state=file)
+    assert half + run(max_tokens=12, load_state=file) == whole
+
+
 @pytest.mark.parametrize(
     ("options", "code"),
     [
@@ -75,6 +87,9 @@ def test_a_chat_goes_on_in_one_file(toy, truth, tmp_path):
         ({"load_state": "none.state"}, errors.NO_SUCH_PATH),
         ({"load_state": "notes.txt"}, errors.BAD_STATE_FILE),
         ({"load_state": "two.state"}, errors.BAD_OPTION),
+        ({"load_state": "two.state/foo"}, errors.BAD_STATE_FILE),
+        ({"load_state": "/dev/zero"}, errors.BAD_STATE_FILE),
+        ({"load_state": "x" * 300}, errors.BAD_STATE_FILE),
     ],
 )
 def test_what_cannot_be_done_is_said(toy, session_of, tmp_path, monkeypatch, options, code):

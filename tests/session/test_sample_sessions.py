@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ssm_export import Bundle, errors
 from ssm_export.exporter import ExportOptions, export
 
-pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "samples/sessions/README.md").read_text(encoding="utf-8")
 SYSTEM = 67
@@ -46,6 +48,7 @@ def run(place: Path, words: list[str]) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_its_commands_do_what_it_says(place):
     commands = [
         shlex.split(line) for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()
@@ -67,9 +70,52 @@ def test_its_commands_do_what_it_says(place):
     assert again.split("\n", 1)[1] == first.split("\n", 1)[1]
 
 
+@pytest.mark.slow
 def test_its_python_runs(place, monkeypatch):
     (code,) = [text for kind, text in BLOCKS if kind == "python"]
     monkeypatch.chdir(place)
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
     assert len(names["rows"]) == 4 and names["logits"].shape[:2] == (1, 1)
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("sessions", ROOT / "samples/sessions/sessions.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@pytest.fixture
+def side_by_side(toy, tmp_path):
+    """Bundles of two models in one folder, with a tokenizer that knows one word."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = tokenizers.models.WordLevel({"[any]": 7}, unk_token="[any]")
+    for name in ("one", "another"):
+        shutil.copytree(toy().path, tmp_path / name)
+        tokenizers.Tokenizer(words).save(str(tmp_path / name / "tokenizer.json"))
+        bundle = Bundle.open(tmp_path / name)
+        bundle.manifest.family = name
+        bundle.save()
+    return tmp_path
+
+
+def test_bundles_side_by_side_keep_states_of_their_own(script, side_by_side, capsys):
+    for told in ("read", "loaded"):
+        for name in ("one", "another"):
+            assert script.main([str(side_by_side / name), "--say", "x", "--tokens", "2"]) == 0
+            assert capsys.readouterr().out.startswith(f"{told} 1 tokens")
+    made = sorted(path.name for path in side_by_side.glob("*.state"))
+    assert made == [
+        f"{name}.{use}.state" for name in ("another", "one") for use in ("chat", "read-once")
+    ]
+
+
+def test_its_script_says_what_is_wrong(script, side_by_side, capsys):
+    assert script.main([str(side_by_side / "none")]) == errors.NO_SUCH_PATH.exit_status
+    assert capsys.readouterr().err.startswith(errors.NO_SUCH_PATH.code)
+    assert script.main([str(side_by_side / "one"), "--tokens", "2"]) == 0
+    shutil.copy(side_by_side / "one.read-once.state", side_by_side / "another.read-once.state")
+    assert script.main([str(side_by_side / "another")]) == errors.STATE_MISMATCH.exit_status
+    assert capsys.readouterr().err.startswith(errors.STATE_MISMATCH.code)

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from long_stream import relative
 from toy_bundle import L, PlainRunner, Truth, V
 
-from ssm_export import Session, errors
+from ssm_export import Session, State, errors
 from ssm_export.engines import open_runner
 from ssm_export.engines._ort_device import DeviceRunner
 from ssm_export.errors import SsmExportError
+from ssm_export.sampling import Chooser, Sampler
 from ssm_export.verification.gates import Gates
 
 GATES = Gates("fp32", "fp32", L)
@@ -114,6 +115,98 @@ def test_a_row_that_ends_keeps_its_state_while_others_go_on(session_of, truth):
     close(session, np.concatenate([prompts[1], made[1], [2]])[None], truth, 1)
 
 
+@pytest.mark.parametrize("often", [1, 3])
+def test_reading_the_state_between_tokens_revives_no_row(session_of, often):
+    """Drawn anew from the same logits, a row that had ended would go on."""
+    prompts = ids_of(4, 5)
+    options = {"max_tokens": 20, "temperature": 2.0, "seed": 3, "ends": frozenset(range(6))}
+    session = session_of()
+    want = session.generate(prompts, **options)
+    assert len({len(tokens) for tokens in want}) > 1
+    after = session.state
+    session.reset()
+    seen = []
+
+    def read(tokens):
+        seen.append(tokens)
+        if len(seen) % often == 0:
+            assert session.state.rows == 4
+
+    assert session.generate(prompts, **options, stream=read) == want
+    assert session.state.tokens_read().tolist() == [5 + len(tokens) for tokens in want]
+    for name, array in session.state.arrays().items():
+        assert relative(array, after.arrays()[name]) < GATES.repetition(L)
+
+
+@pytest.mark.parametrize("often", [1, 3])
+def test_a_row_that_ended_is_where_it_was_whenever_it_is_looked_at(session_of, truth, often):
+    prompts = np.array([[5, 6, 7], [9, 3, 30]])
+    want, _ = truth.generate(prompts, 12)
+    end = next(int(t) for t in want[0][2:] if t not in want[1])
+    first = list(want[0]).index(end)
+    session, seen = session_of(), []
+
+    def read(tokens):
+        seen.append(tokens)
+        if len(seen) % often == 0:
+            state = session.state
+            assert session.logits.tobytes() == state.last_logits().tobytes()
+            assert state.tokens_read().tolist() == [3 + min(len(seen), first), 3 + len(seen)]
+
+    made = session.generate(prompts, max_tokens=12, ends=frozenset({end}), stream=read)
+    assert made == (tuple(want[0, :first]), tuple(want[1]))
+    assert [tokens[0] for tokens in seen][first:] == [None] * (12 - first)
+    for row in (0, 1):
+        close(session, np.concatenate([prompts[row], made[row]])[None], truth, row)
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        lambda s, state: s.restore(state),
+        lambda s, state: s.restore(state.fork(3)),
+        lambda s, state: s.reset(),
+        lambda s, state: s.reset(2),
+        lambda s, state: s.prefill([[1, 2]]),
+        lambda s, state: s.step([[1]]),
+        lambda s, state: next(s.choose(3)),
+        lambda s, state: s.generate(max_tokens=1),
+    ],
+)
+def test_tokens_are_not_chosen_on_after_something_else(session_of, meanwhile):
+    session = session_of()
+    session.prefill([[5, 6, 7]])
+    state, tokens = session.state, session.choose(5)
+    next(tokens)
+    meanwhile(session, state)
+    with pytest.raises(SsmExportError, match=r"call session\.choose again") as caught:
+        next(tokens)
+    assert caught.value.code is errors.BAD_OPTION
+
+
+def test_tokens_are_chosen_on_after_what_changes_nothing(session_of, truth):
+    session = session_of()
+    session.prefill([[5, 6, 7]])
+    want, _ = truth.generate(np.array([[5, 6, 7]]), 4)
+    tokens, made = session.choose(4), []
+    for (token,) in tokens:
+        made.append(token)
+        for wrong in (lambda: session.step([[V]]), lambda: session.restore("x")):
+            with pytest.raises(SsmExportError):
+                wrong()
+    assert made == list(want[0])
+    last = session.choose(1)
+    next(last)
+    session.reset()
+    assert list(last) == []  # it was over
+    session.prefill([[5]])
+    tokens = session.choose(2)
+    next(tokens)
+    session.close()
+    with pytest.raises(SsmExportError, match="the session is closed"):
+        next(tokens)
+
+
 def test_leaving_the_tokens_early_leaves_the_session_where_they_end(session_of, truth):
     session = session_of()
     session.prefill([[5, 6, 7]])
@@ -153,6 +246,35 @@ def test_forks_draw_different_tokens_and_a_seed_repeats_them(session_of):
         runs.append(session.generate(max_tokens=16, temperature=3.0, seed=1))
     assert runs[0] == runs[1]
     assert len(set(runs[0])) == 4
+
+
+def test_sampling_goes_on_after_saving_as_if_it_had_not_stopped(session_of, toy, tmp_path):
+    """With rows of several lengths, and one that is cut off at another token than the rest."""
+    options = {"temperature": 2.0, "seed": 5, "ends": frozenset()}
+    session = session_of(ragged=True)
+    session.prefill([[5, 6, 7], [8], [1, 2, 3, 4, 5]])
+    begun = session.state
+    whole = session.generate(max_tokens=24, **options)
+    for count in (1, 12, 23):
+        session.restore(begun)
+        first = session.generate(max_tokens=count, **options)
+        session.state.save(tmp_path / "a.state")
+        other = session_of(ragged=True)
+        other.restore(State.load(tmp_path / "a.state", toy(ragged=True)))
+        rest = other.generate(max_tokens=24 - count, **options)
+        assert tuple(a + b for a, b in zip(first, rest, strict=True)) == whole
+
+
+def test_every_turn_of_a_chat_draws_other_numbers(session_of):
+    """The model is left out: its logits are equal after every token."""
+    session = session_of()
+    session.prefill([[5]])
+    turns = []
+    for _ in range(3):
+        flat = Chooser(Sampler(1.0, seed=5), frozenset(), session.state.tokens_read())
+        turns.append([flat(np.zeros((1, V))) for _ in range(16)])
+        session.prefill([[1] * 16])
+    assert len({str(turn) for turn in turns}) == 3
 
 
 def test_a_step_before_any_prefill_goes_on_from_the_initial_state(session_of, truth):
@@ -211,6 +333,8 @@ def test_the_runner_that_was_given_stays_open_and_one_s_own_is_closed(toy):
         (lambda s: s.generate(max_tokens=3), errors.EMPTY_PROMPT, "read nothing"),
         (lambda s: s.generate([[1]], max_tokens=0), errors.BAD_OPTION, "max_tokens is 0"),
         (lambda s: s.generate([[1]], temperature=-1.0), errors.BAD_OPTION, "temperature"),
+        (lambda s: s.generate([[1]], seed=-1), errors.BAD_OPTION, "seed is -1"),
+        (lambda s: s.restore("x"), errors.BAD_OPTION, r"State\.load\(file, bundle\) reads one"),
         (lambda s: s.state, errors.BAD_OPTION, "no rows yet"),
         (lambda s: s.reset(0), errors.BAD_OPTION, "batch of 0"),
         (lambda s: (s.prefill([[1], [2]]), s.state.fork(2)), errors.BAD_OPTION, "of 2 rows"),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
 import pickle
 import shutil
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from toy_bundle import V, make_toy_bundle
 
-from ssm_export import Bundle, Session, State, errors
+from ssm_export import Bundle, Session, State, errors, state_file
 from ssm_export.errors import SsmExportError
 
 
@@ -185,6 +189,53 @@ def test_one_wrong_bit_anywhere_is_found(saved, toy):
     assert found - {errors.NEWER_SCHEMA.code} == {errors.BAD_STATE_FILE.code}
 
 
+@pytest.mark.parametrize("size", [1, 4, 8, 64])
+def test_what_was_put_into_another_order_is_found(saved, toy, size):
+    """Two pieces of one tensor change places: sums of the words stay as they are."""
+    _, file = saved
+    whole = file.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    entries = json.loads(whole[8:start])
+    rng = np.random.default_rng(0)
+    for name in ("past_ssm.0", "past_conv.1", "logits"):
+        first, last = (start + offset for offset in entries[name]["data_offsets"])
+        for _ in range(20):
+            one, other = rng.choice((last - first) // size, 2, replace=False) * size + first
+            moved = bytearray(whole)
+            moved[one : one + size] = whole[other : other + size]
+            moved[other : other + size] = whole[one : one + size]
+            if moved != whole:
+                file.write_bytes(moved)
+                assert refused(file, toy()).code is errors.BAD_STATE_FILE
+
+
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(saved, toy, tmp_path, monkeypatch):
+    _, file = saved
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    held = os.open(pipe, os.O_RDWR)  # who opened it would wait otherwise
+    try:
+        for path, said in (
+            (pipe, "no regular file"),
+            (Path("/dev/zero"), "no regular file"),
+            (Path("/dev/null"), "no regular file"),
+            (file / "foo", "Not a directory"),
+            (tmp_path / ("x" * 300), "name too long"),
+        ):
+            error = refused(path, toy())
+            assert (error.code, said in error.what) == (errors.BAD_STATE_FILE, True)
+    finally:
+        os.close(held)
+
+    def forbidden(*_args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", forbidden)
+    with pytest.raises(SsmExportError) as caught:
+        state_file.read(file)
+    assert caught.value.code is errors.NO_PERMISSION
+
+
 def test_what_was_never_a_state_is_refused(saved, toy, tmp_path):
     class Bomb:
         def __reduce__(self):
@@ -209,9 +260,19 @@ def test_what_was_never_a_state_is_refused(saved, toy, tmp_path):
 
 def test_a_file_of_a_newer_release_says_so(saved, toy):
     _, file = saved
-    file.write_bytes(file.read_bytes().replace(b"ssm-export/state@1", b"ssm-export/state@2", 1))
+    file.write_bytes(file.read_bytes().replace(b"ssm-export/state@2", b"ssm-export/state@3", 1))
     error = refused(file, toy())
     assert (error.code, "--upgrade" in error.fix) == (errors.NEWER_SCHEMA, True)
+
+
+def test_a_file_of_the_schema_before_says_so_and_may_be_replaced(saved, toy):
+    state, file = saved
+    file.write_bytes(file.read_bytes().replace(b"ssm-export/state@2", b"ssm-export/state@1", 1))
+    error = refused(file, toy())
+    assert (error.code, "schema 1" in error.what) == (errors.BAD_STATE_FILE, True)
+    assert "--save-state" in error.fix
+    state.save(file)
+    assert State.load(file, toy()).rows == 2
 
 
 def test_an_older_state_is_replaced_and_nothing_else_is(saved, toy, tmp_path):
@@ -253,6 +314,13 @@ def test_the_header_is_what_the_documentation_says(saved):
         "checksum",
     }
     assert header["logits"]["shape"] == [2, V]
+    told = header["__metadata__"].pop("checksum")
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, entry in header.items():
+        if name != "__metadata__":
+            first, last = (8 + size + offset for offset in entry["data_offsets"])
+            digest.update(zlib.crc32(data[first:last]).to_bytes(4, "little"))
+    assert digest.hexdigest() == told
 
 
 def test_a_bundle_of_other_weights_in_earnest(saved, tmp_path):
