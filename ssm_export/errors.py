@@ -95,7 +95,7 @@ NO_TOKENIZER = _code(703, "the bundle has no tokenizer")
 EMPTY_PROMPT = _code(704, "the prompt has no tokens", EXIT_USAGE)
 BAD_STATE_FILE = _code(705, "a saved state cannot be read")
 STATE_MISMATCH = _code(706, "a saved state is of another bundle")
-SLOWER = _code(707, "the bundle is slower than the baseline by more than the noise")
+SLOWER = _code(707, "the bundle is slower than the baseline, or noise hides whether it is")
 BAD_BASELINE = _code(708, "a baseline cannot be read, or measured something else")
 
 # 8xx quantize

@@ -14,7 +14,7 @@ from typing import Any
 
 from ssm_export import SsmExportError, bench
 from ssm_export.benchmarking import BenchReport
-from ssm_export.benchmarking.comparison import slower_error
+from ssm_export.benchmarking.comparison import cannot_tell, slower_error
 from ssm_export.documents.tables import render
 from ssm_export.progress import terminal_progress
 
@@ -58,7 +58,7 @@ def plot_table(reports: dict[str, BenchReport]) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the sweeps; 1 when one of them is slower than the baseline."""
+    """Run the sweeps; 1 when one of them is slower than the baseline or that is not ruled out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle")
     parser.add_argument("-o", "--output", type=Path, default=Path("build/latency"))
@@ -80,6 +80,8 @@ def main(words: Sequence[str] | None = None) -> int:
     plot.write_text(plot_table(reports), encoding="utf-8")
     print(f"reports and {plot.name} are in {options.output}")
     slower = [r.comparison for r in reports.values() if not r.ok and r.comparison is not None]
+    for line in (line for r in reports.values() for line in cannot_tell(r.comparison)):
+        print(line, file=sys.stderr)
     for comparison in slower:
         print(slower_error(comparison, options.bundle), file=sys.stderr)
     return 1 if slower else 0

@@ -11,15 +11,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from ssm_export import errors, telemetry
+from ssm_export.benchmarking.baseline import Baseline, read_baseline
 from ssm_export.benchmarking.ceiling import target_of, with_ceilings
-from ssm_export.benchmarking.comparison import Baseline, read_baseline
-from ssm_export.benchmarking.outputs import check_outputs, write_outputs
+from ssm_export.benchmarking.comparison import cannot_tell
+from ssm_export.benchmarking.energy import Pass, energies, run_alone, without_energy
+from ssm_export.benchmarking.outputs import (
+    check_outputs,
+    left_alone,
+    left_alone_note,
+    write_outputs,
+)
 from ssm_export.benchmarking.report import BLOCKS, BenchReport, Row, make_row
 from ssm_export.benchmarking.timing import MemoryPeak
 from ssm_export.benchmarking.verified import passed_checks
 from ssm_export.benchmarking.work import (
     DecodeWork,
-    Measured,
     PromptWork,
     Work,
     graph_of,
@@ -121,7 +127,8 @@ def bench(
     """Measure a bundle on a runner.
 
     The repetitions of every row are dealt to five blocks, and the rows take turns in each, so that
-    a machine that drifts shows it and no row has the slow moments to itself.
+    a machine that drifts shows it and no row has the slow moments to itself. Where the power of the
+    device is sampled, every row runs once more, alone, for its energy.
 
     Args:
         bundle: an open bundle or its folder.
@@ -138,7 +145,8 @@ def bench(
             far as it is known, when None.
         baseline: an earlier report to compare with.
         outputs: files to write the report to, by suffix ``.md``, ``.csv`` or ``.json``. Neither
-            they nor the saved report overwrite the baseline with a slower one.
+            they nor the saved report ever overwrite the baseline: one that followed every run
+            would hide a bundle that gets slower a little each time.
         warmup: calls before the clock starts; in the blocks after the first, one of prefill.
         repetitions: times that each prefill and each decode is repeated; when None, 10, and more
             where they are short.
@@ -148,7 +156,8 @@ def bench(
         progress: shows how far it is.
 
     Returns:
-        the report; its ``ok`` is false when a row is slower than the baseline beyond the noise.
+        the report; its ``ok`` is false when a row is slower than the baseline beyond the noise, or
+        so much slower inside a noisy run that it cannot be ruled out.
 
     Raises:
         SsmExportError: ``NOT_VERIFIED`` when a check fails, ``BAD_OPTION`` for a number below one
@@ -178,22 +187,34 @@ def bench(
             "repetitions": sweep.least,
         }
         if earlier is not None:
-            earlier.check(present, [_key(row) for row in measured])
+            earlier.check(present, [row.key for row in measured])
         verified = passed_checks(bundle, loaded, progress, force_verify)
         peak = MemoryPeak()
         graph_before = graph_of(loaded)
         with telemetry.record(loaded.info.device) as recorder:
             recorder.busy()
-            _run(work, sweep, together=not one_form, progress=progress)
+            passes = _run(work, sweep, recorder, together=not one_form, progress=progress)
         switch_graph(loaded, graph_before)
         said = recorder.summary()
         moved = bytes_per_token(bundle)
+        energy = energies(passes, recorder)
         rows: tuple[Row, ...] = tuple(
-            make_row(row, loaded.info.name, moved, recorder.energy_j(row.intervals))
-            for row in measured
+            make_row(row, loaded.info.name, moved, energy.get(id(row))) for row in measured
         )
         rows, prediction = with_ceilings(bundle, aim, rows, said["power_mode"])
         used = {**versions(), **loaded.info.versions}
+        compared = None
+        if earlier is not None:
+            compared = earlier.compare(rows, used, present["machine"])
+        saved = bundle.path / f"reports/bench-{loaded.info.name}.json"
+        wanted = [*files, saved] if save else files
+        kept = left_alone(wanted, None if earlier is None else earlier.path)
+        notes = [
+            *([_ONE_FORM] if one_form else []),
+            *without_energy(passes, recorder),
+            *cannot_tell(compared),
+            *left_alone_note(kept),
+        ]
         report = BenchReport(
             bundle=str(bundle.path),
             precision=bundle.manifest.precision,
@@ -209,14 +230,12 @@ def bench(
             telemetry=said,
             prediction=prediction,
             target=None if aim is None else aim.name,
-            comparison=None if earlier is None else earlier.compare(rows, used, present["machine"]),
-            notes=_notes(one_form),
+            comparison=compared,
+            notes=tuple(notes),
             **present,
         )
-    kept = () if report.ok or earlier is None else (earlier.path.resolve(),)
-    write_outputs(report, [file for file in files if file.resolve() not in kept])
-    saved = bundle.path / f"reports/bench-{report.runner}.json"
-    if save and saved.resolve() not in kept:
+    write_outputs(report, [file for file in files if file not in kept])
+    if save and saved not in kept:
         saved.parent.mkdir(exist_ok=True)
         document = report.as_json()
         del document["bundle"]  # the report lies in it, and the folder may be moved
@@ -233,18 +252,32 @@ def bytes_per_token(bundle: Bundle) -> dict[str, int]:
     return {"weights": bundle.manifest.weights.bytes, "states_per_row": states}
 
 
-def _run(work: Sequence[Work], sweep: _Sweep, *, together: bool, progress: Progress) -> None:
-    """Time every block: of all rows in turn, or one row after the other."""
+def _run(
+    work: Sequence[Work],
+    sweep: _Sweep,
+    recorder: telemetry.Recorder,
+    *,
+    together: bool,
+    progress: Progress,
+) -> tuple[Pass, ...]:
+    """Time every block, of all rows in turn or one row after the other, and then each row alone
+    for its energy."""
     task = progress.task("bench", total=len(work) * sweep.blocks)
     whole, rest = divmod(sweep.least, sweep.blocks)
     sizes = [whole + (at < rest) for at in range(sweep.blocks)]
     exact = sweep.repetitions is not None
-    rounds = [(at, piece) for at in range(sweep.blocks) for piece in work]
-    if not together:
-        rounds = [(at, piece) for piece in work for at in range(sweep.blocks)]
-    for at, piece in rounds:
-        piece.block(sizes[at], piece.warmup_calls(sweep.warmup, at), exact)
-        task.advance()
+    alone = None
+    passes: tuple[Pass, ...] = ()
+    for group in [work] if together else [[piece] for piece in work]:
+        for at in range(sweep.blocks):
+            for piece in group:
+                piece.block(sizes[at], piece.warmup_calls(sweep.warmup, at), exact)
+                task.advance()
+        if recorder.has_power():
+            if alone is None:
+                alone = progress.task("energy", total=sum(len(piece.measured) for piece in work))
+            passes += run_alone(group, recorder, sweep.repetitions or 1, alone)
+    return passes
 
 
 def _graphs(runner: Runner, wanted: str | None) -> tuple[bool | None, ...]:
@@ -279,16 +312,6 @@ def _read_baseline(path: str | os.PathLike[str] | None, sweep: _Sweep) -> Baseli
             fix=f"give {BLOCKS} or more to compare with a baseline",
         )
     return read_baseline(Path(path))
-
-
-def _notes(one_form: bool) -> tuple[str, ...]:
-    if not one_form:
-        return ()
-    return (_ONE_FORM,)
-
-
-def _key(row: Measured) -> tuple[str, int, int, int, bool | None]:
-    return row.phase, row.tokens, row.batch, row.depth, row.cuda_graph
 
 
 def _machine() -> dict[str, Any]:

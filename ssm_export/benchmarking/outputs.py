@@ -53,6 +53,24 @@ def check_outputs(paths: Sequence[str | os.PathLike[str]]) -> tuple[Path, ...]:
     return files
 
 
+def left_alone(files: Sequence[Path], baseline: Path | None) -> tuple[Path, ...]:
+    """Those of the files that are the baseline, under whatever name: they are not to be written.
+
+    A baseline that followed every run would never show that each is a little slower.
+    """
+    if baseline is None or not baseline.exists():
+        return ()
+    return tuple(file for file in files if file.exists() and file.samefile(baseline))
+
+
+def left_alone_note(kept: Sequence[Path]) -> tuple[str, ...]:
+    """What to say of the files that were not written."""
+    return tuple(
+        f"{file} is the baseline and was left as it was; --output ANOTHER.json keeps this report."
+        for file in dict.fromkeys(kept)
+    )
+
+
 def write_outputs(report: BenchReport, files: Sequence[Path]) -> None:
     """Write the report in the format of each file's suffix."""
     for file in files:

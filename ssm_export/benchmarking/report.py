@@ -39,10 +39,10 @@ class Row:
         cuda_graph: whether the steps ran in a CUDA graph; None where the runner has none, and for
             prefill.
         quantiles_ms: the times at probabilities 0, 0.025 … 1.
-        p50_low_ms, p50_high_ms: where the p50 of another run would lie, with 95 % confidence.
+        p50_low_ms, p50_high_ms: the 95 % confidence interval of this run's p50.
         p50_spread: largest less smallest p50 of the blocks, as a share of the p50.
-        energy_mj_per_token: of the whole device, idle power included; None where its power is not
-            sampled, or too seldom for this row.
+        energy_mj_per_token: of the whole device, idle power included, while the row ran alone;
+            None where its power is not sampled, or too seldom for this row.
         ceiling_share: ``tokens_per_s`` over the predicted ceiling; None without a prediction.
     """
 
@@ -78,7 +78,7 @@ def make_row(
     measured: Measured,
     runner: str,
     moved: dict[str, int],
-    energy_j: float | None = None,
+    energy_mj_per_token: float | None = None,
 ) -> Row:
     """The row of some times.
 
@@ -86,7 +86,7 @@ def make_row(
         measured: the times.
         runner: name of the runtime.
         moved: bytes that a token moves: ``weights`` and ``states_per_row``.
-        energy_j: joules of all intervals.
+        energy_mj_per_token: of its own pass.
     """
     times = measured.times_ms
     p50, p90, p99 = percentiles(times)
@@ -115,7 +115,7 @@ def make_row(
         p50_low_ms=low,
         p50_high_ms=high,
         p50_spread=block_spread(measured.blocks),
-        energy_mj_per_token=None if energy_j is None else energy_j * 1e3 / measured.done,
+        energy_mj_per_token=energy_mj_per_token,
     )
 
 
@@ -136,7 +136,8 @@ class BenchReport:
         weights_sha256: of the bundle's weights.
         machine: facts of the machine.
         versions: of the runtime and the tools.
-        telemetry: power, clocks and temperatures while it ran, see :mod:`ssm_export.telemetry`.
+        telemetry: power, clocks and temperatures while it ran, the passes for the energy among
+            it, see :mod:`ssm_export.telemetry`.
         prediction: of the target, for the first batch size; None without a target.
         target: its name.
         comparison: with a baseline.
@@ -170,8 +171,9 @@ class BenchReport:
 
     @property
     def ok(self) -> bool:
-        """Not slower than the baseline. A report exists only for a bundle that passed verify."""
-        return self.comparison is None or not self.comparison.slower
+        """Not slower than the baseline, and not so noisy that it may well be. A report exists only
+        for a bundle that passed verify."""
+        return self.comparison is None or self.comparison.ok
 
     @property
     def repeatability(self) -> dict[str, Any]:

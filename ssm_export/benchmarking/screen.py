@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from ssm_export.benchmarking.comparison import Comparison, row_name
+from ssm_export.benchmarking.energy import ALONE_S
 from ssm_export.benchmarking.work import DECODE
 
 if TYPE_CHECKING:
@@ -149,6 +150,8 @@ def _power(report: BenchReport) -> list[str]:
             f"{telemetry['mean_w']:.1f} W"
             + (f", idle {idle:.1f} W, which is not subtracted" if idle is not None else "")
         )
+        lines.append(_figure(report))
+        lines += telemetry.get("notes", [])
     elif telemetry.get("notes"):
         lines.append(f"power not measured: {'; '.join(telemetry['notes'])}")
     mode = [telemetry.get("power_mode"), telemetry.get("jetson_clocks")]
@@ -159,6 +162,15 @@ def _power(report: BenchReport) -> list[str]:
     if all(row.cuda_graph is None for row in report.rows):
         lines.append(f"CUDA graphs: {report.runner} has none on {report.device}")
     return lines
+
+
+def _figure(report: BenchReport) -> str:
+    """Which figure the power is, and of how long a time the energies are."""
+    average = report.telemetry.get("average_s")
+    mean = f", which may be the mean of {average:.0f} s" if average else ""
+    known = any(row.energy_mj_per_token is not None for row in report.rows)
+    energy = f"; energy: of each row alone for {ALONE_S} s or more, after the blocks"
+    return f"power figure: {report.telemetry.get('power_reading')}{mean}{energy if known else ''}"
 
 
 def _phase(row: Row) -> str:

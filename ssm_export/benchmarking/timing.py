@@ -38,7 +38,10 @@ def quantiles(times_ms: Sequence[float]) -> tuple[float, ...]:
 
 
 def median_interval(blocks: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Where the median of another run would lie, with 95 % confidence, by these blocks.
+    """The 95 % confidence interval of this run's median, by its blocks.
+
+    It holds the median that runs without end would have, in 95 of 100 runs. The median of another
+    run has an interval of its own, so it lies inside less often: two runs are compared by both.
 
     Student's interval of the medians of the blocks, around the median of all times. The blocks lie
     apart in time, so a machine that drifts makes them differ, and its drift widens the interval as

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol
@@ -41,8 +42,6 @@ class Measured:
         cuda_graph: whether steps ran in a CUDA graph; None where the runner has none.
         pieces: calls that a prefill took.
         blocks: times of each block in ms; of a prefill, or of one step.
-        intervals: what the times are of, in seconds of ``time.perf_counter``.
-        done: tokens of all rows that were processed in the intervals.
     """
 
     phase: str
@@ -52,8 +51,11 @@ class Measured:
     cuda_graph: bool | None = None
     pieces: int = 1
     blocks: list[list[float]] = field(default_factory=list)
-    intervals: list[tuple[float, float]] = field(default_factory=list)
-    done: int = 0
+
+    @property
+    def key(self) -> tuple[str, int, int, int, bool | None]:
+        """What was measured: the same in two reports that can be compared."""
+        return self.phase, self.tokens, self.batch, self.depth, self.cuda_graph
 
     @property
     def times_ms(self) -> list[float]:
@@ -81,6 +83,11 @@ class Work(Protocol):
             warmup: calls before the clock starts.
             exact: no more repetitions than that, however short they are.
         """
+        ...
+
+    def alone(self, row: Measured) -> tuple[Callable[[], object], int]:
+        """What to call over and over for one of its rows to run alone, and the tokens of all rows
+        of the batch that a call processes. Nothing is timed."""
         ...
 
 
@@ -112,24 +119,24 @@ class PromptWork:
         while len(times) < repetitions or not (exact or time.perf_counter() >= end):
             time.sleep(_SETTLE_S)
             times.append(self._once())
-        self._note(self._prefill, [(began, read) for began, read, _ in times], 0)
+        self._prefill.blocks.append([(read - began) * 1e3 for began, read, _ in times])
         if self._steps:
-            self._note(self._first, [(began, ended) for began, _, ended in times], 1)
+            self._first.blocks.append([(ended - began) * 1e3 for began, _, ended in times])
 
-    def _once(self) -> tuple[float, float, float]:
+    def alone(self, row: Measured) -> tuple[Callable[[], object], int]:
+        """The prefill, with the step after it where the row is the first token's."""
+        switch_graph(self._model.runner, self._first.cuda_graph)
+        steps = row is self._first
+        return partial(self._once, steps), row.batch * (row.tokens + steps)
+
+    def _once(self, steps: bool | None = None) -> tuple[float, float, float]:
         began = time.perf_counter()
         running = feeding.Stepper(self._model, self._state)
         logits = running.prefill(self._ids)
         read = time.perf_counter()
-        if self._steps:
+        if self._steps if steps is None else steps:
             running(np.asarray(logits)[:, -1].argmax(axis=-1)[:, None])
         return began, read, time.perf_counter()
-
-    @staticmethod
-    def _note(row: Measured, intervals: list[tuple[float, float]], steps: int) -> None:
-        row.blocks.append([(end - begin) * 1e3 for begin, end in intervals])
-        row.intervals += intervals
-        row.done += row.batch * (row.tokens + steps) * len(intervals)
 
 
 class DecodeWork:
@@ -162,12 +169,21 @@ class DecodeWork:
         end, calls = time.perf_counter() + _BLOCK_S, 0
         while calls < repetitions or not (exact or time.perf_counter() >= end):
             step = feeding.Stepper(self._model, state)
-            begin = time.perf_counter()
             times += [timed(partial(step, column)) for column in self._columns]
-            self._row.intervals.append((begin, time.perf_counter()))
             calls += 1
         self._row.blocks.append(times)
-        self._row.done += self._row.batch * len(times)
+
+    def alone(self, row: Measured) -> tuple[Callable[[], object], int]:
+        """A repetition: from the depth, every column."""
+        switch_graph(self._model.runner, self._graph)
+        state = self._begin()
+
+        def repetition() -> None:
+            step = feeding.Stepper(self._model, state)
+            for column in self._columns:
+                step(column)
+
+        return repetition, row.batch * len(self._columns)
 
     def _begin(self) -> Arrays:
         if self._state is None:

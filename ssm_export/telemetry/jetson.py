@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -82,11 +82,27 @@ def throttle_state(system: Path = SYSTEM) -> dict[str, int]:
         count = _number(file)
         if count is not None:
             state[f"over-current {file.name.removesuffix('_event_cnt')}"] = count
-    for folder in sorted((system / "class/thermal").glob("cooling_device*")):
-        kind, on = _text(folder / "type"), _number(folder / "cur_state")
-        if kind.endswith("-alert") and on is not None:
-            state[f"thermal {kind}"] = max(on, state.get(f"thermal {kind}", 0))
+    for name, file in alert_files(system):
+        on = _number(file)
+        if on is not None:
+            state[name] = max(on, state.get(name, 0))
     return state
+
+
+def alert_files(system: Path = SYSTEM) -> tuple[tuple[str, Path], ...]:
+    """The thermal alerts of the board: the name of each, and the file that says whether it is on.
+
+    An alert leaves no count behind when it ends, unlike over-current, so it must be read while it
+    may be on; a few files, found once, are cheap to read beside every sample.
+    """
+    folders = sorted((system / "class/thermal").glob("cooling_device*"))
+    kinds = [(_text(folder / "type"), folder / "cur_state") for folder in folders]
+    return tuple((f"thermal {kind}", file) for kind, file in kinds if kind.endswith("-alert"))
+
+
+def alerts_on(files: Iterable[tuple[str, Path]]) -> tuple[str, ...]:
+    """The names of the alerts that are on now, each once."""
+    return tuple(dict.fromkeys(name for name, file in files if _number(file)))
 
 
 def throttled_between(before: Mapping[str, int], after: Mapping[str, int]) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Lines of ``nvidia-smi --query-gpu=… --format=csv,noheader,nounits``.
 
 Source of the reasons' bits: ``nvmlClocksEventReasons`` of NVIDIA's NVML reference. Drivers before
-535 know the field as ``clocks_throttle_reasons.active`` only.
+535 know the field as ``clocks_throttle_reasons.active`` only. Of the power: ``nvidia-smi`` manual,
+Power Readings.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ from ssm_export.telemetry.reading import Reading
 
 REASON_FIELDS: Final = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
 """The field's name in newer and in older drivers."""
+POWER_FIELDS: Final = ("power.draw.instant", "power.draw")
+"""The power, the better field first. Older drivers and cards know the second only, which is the
+mean of the second before on Ampere (except GA100) and newer."""
+AVERAGE_S: Final = 1.0
+"""What ``power.draw`` is averaged over. Where it is not averaged, to think so costs a second."""
 FIELDS: Final = (
-    "power.draw",
     "clocks.sm",
     "clocks.mem",
     "temperature.gpu",
     "utilization.gpu",
     "memory.used",
 )
-"""What is asked for beside the reasons, which come last."""
+"""What is asked for between the power, which comes first, and the reasons."""
 LIMITS: Final = ("name", "clocks.max.sm", "clocks.max.mem", "enforced.power.limit")
 """What is asked once."""
 
@@ -44,12 +49,12 @@ _MASK: Final = re.compile(r"0x[0-9a-fA-F]+")
 
 
 def parse(line: str) -> Reading | None:
-    """One line of the fields above; None for a line of another shape.
+    """One line of power, fields and reasons; None for a line of another shape.
 
     ``[N/A]``, ``[Not Supported]`` and the like leave their value out.
     """
     cells = [cell.strip() for cell in line.split(",")]
-    if len(cells) != len(FIELDS) + 1:
+    if len(cells) != len(FIELDS) + 2:
         return None
     power, sm, memory, temperature, load, used = (number(cell) for cell in cells[:-1])
     mask = _MASK.fullmatch(cells[-1])

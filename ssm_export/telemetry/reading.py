@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 FEWEST_SAMPLES: Final = 5
-"""Samples that must fall into the timed intervals before an energy is given: with fewer, what is
-between them is a guess."""
+"""Samples that must fall into an interval before its energy is given: with fewer, what is between
+them is a guess."""
 
 
 @dataclass(frozen=True)
@@ -33,34 +33,28 @@ class Reading:
 
 
 def energy_j(
-    times_s: Sequence[float],
-    powers_w: Sequence[float],
-    intervals: Sequence[tuple[float, float]],
+    times_s: Sequence[float], powers_w: Sequence[float], begin: float, end: float
 ) -> float | None:
-    """The integral of a sampled power over some intervals.
+    """The integral of a sampled power over an interval in which the device did one thing.
 
-    The power is taken as linear between two samples, and as the nearest sample's before the first
-    and after the last.
+    Only samples inside count, since the others are of something else: the power is taken as linear
+    between two of them, and as the nearest one's at both ends.
 
     Args:
         times_s: when each sample was taken, ascending.
         powers_w: the power of each, in watts.
-        intervals: (begin, end) on the same clock.
+        begin, end: on the same clock.
 
     Returns:
-        joules; None with fewer than :data:`FEWEST_SAMPLES` samples inside the intervals.
+        joules; None with fewer than :data:`FEWEST_SAMPLES` samples inside.
     """
     import numpy as np
 
     times = np.asarray(times_s, dtype=np.float64)
-    powers = np.asarray(powers_w, dtype=np.float64)
-    inside = sum(int(((times >= begin) & (times <= end)).sum()) for begin, end in intervals)
-    if inside < FEWEST_SAMPLES:
+    inside = (times >= begin) & (times <= end)
+    if int(inside.sum()) < FEWEST_SAMPLES:
         return None
-    total = 0.0
-    for begin, end in intervals:
-        between = times[(times > begin) & (times < end)]
-        at = np.concatenate([[begin], between, [end]])
-        heights = np.interp(at, times, powers)
-        total += float(((heights[1:] + heights[:-1]) / 2 * np.diff(at)).sum())
-    return total
+    times, powers = times[inside], np.asarray(powers_w, dtype=np.float64)[inside]
+    at = np.concatenate([[begin], times, [end]])
+    heights = np.interp(at, times, powers)
+    return float(((heights[1:] + heights[:-1]) / 2 * np.diff(at)).sum())

@@ -60,17 +60,31 @@ class Recorder:
         if self._source.trouble:
             self._notes.append(self._source.trouble)
 
-    def energy_j(self, intervals: Sequence[tuple[float, float]]) -> float | None:
-        """Joules that the device took in some intervals of ``time.perf_counter``.
+    def has_power(self) -> bool:
+        """Whether the power is sampled at present."""
+        source = self._source
+        if source is None or not source.alive():
+            return False
+        return any(self._power(reading) is not None for _, reading in source.readings())
+
+    @property
+    def settle_s(self) -> float:
+        """Seconds after which a sample is of what runs now alone: what its power is averaged over,
+        and two intervals, since a sample arrives some time after it was taken."""
+        return 0.0 if self._source is None else self._source.average_s + 2 * INTERVAL_MS / 1e3
+
+    def power_samples(self, begin: float, end: float) -> int:
+        """Samples of the power in an interval of ``time.perf_counter``; asked after the stop."""
+        return sum(begin <= at <= end for at, _ in self._curve())
+
+    def energy_j(self, begin: float, end: float) -> float | None:
+        """Joules that the device took in an interval of ``time.perf_counter``; after the stop.
 
         The power of the whole device, idle power included. None where it is not sampled, or too
-        seldom for these intervals.
+        seldom for this interval.
         """
-        curve = [(at, power) for at, reading in self._readings
-                 if (power := self._power(reading)) is not None]  # fmt: skip
-        if not curve:
-            return None
-        return energy_j([at for at, _ in curve], [power for _, power in curve], intervals)
+        curve = self._curve()
+        return energy_j([at for at, _ in curve], [power for _, power in curve], begin, end)
 
     def summary(self) -> dict[str, Any]:
         """The ``telemetry`` member of a report."""
@@ -88,6 +102,8 @@ class Recorder:
             "power_mode": self._facts.power_mode,
             "jetson_clocks": self._facts.jetson_clocks,
             "power_rail": " + ".join(rails),
+            "power_reading": self._source.power_reading if self._source and rails else "",
+            "average_s": self._source.average_s if self._source and rails else None,
             "mean_w": statistics.fmean(powers) if powers else None,
             "idle_w": statistics.median(idle_w) if idle_w else None,
             "rails": _spread([reading.rails_w for reading in busy], "w"),
@@ -96,8 +112,24 @@ class Recorder:
             "ram_mb": max((r.ram_mb for r in busy if r.ram_mb is not None), default=None),
             "throttled": [*_reasons(busy), *self._facts.throttled],
             "below_maximum": _below(clocks),
-            "notes": list(self._notes),
+            "notes": [*self._notes, *self._no_power()],
         }
+
+    def _no_power(self) -> tuple[str, ...]:
+        """Why there is no power although there is a source; nothing where the notes say it."""
+        if self._source is None or self._rails() or self._source.trouble:
+            return ()
+        named = sorted({name for _, reading in self._readings for name in reading.rails_w})
+        if named:
+            rails = ", ".join(named)
+            return (f"the rails that {self._source.name} names are no known module's: {rails}",)
+        if self._readings:
+            return (f"{self._source.name} gives no power of this device",)
+        return (f"{self._source.name} gave no samples",)
+
+    def _curve(self) -> list[tuple[float, float]]:
+        return [(at, power) for at, reading in self._readings
+                if (power := self._power(reading)) is not None]  # fmt: skip
 
     def _rails(self) -> tuple[str, ...]:
         if self._source is None:

@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -39,9 +39,17 @@ class Facts:
 
 
 class Source(Protocol):
-    """Something that gives readings from its start to its stop."""
+    """Something that gives readings from its start to its stop.
+
+    Attributes:
+        name: of the source.
+        power_reading: which of its figures the power is, in the source's own words.
+        average_s: seconds before a sample that its power is the mean of; 0 for that moment's.
+    """
 
     name: str
+    power_reading: str
+    average_s: float
 
     @property
     def trouble(self) -> str:
@@ -74,12 +82,19 @@ class Source(Protocol):
 
 
 class _Lines:
-    """A source that is a program's lines."""
+    """A source that is a program's lines, with the reasons that ``look`` finds at each of them."""
 
     name = ""
+    power_reading = ""
+    average_s = 0.0
 
-    def __init__(self, command: list[str], parse: Callable[[str], Reading | None]) -> None:
-        self._stream = LineStream(command)
+    def __init__(
+        self,
+        command: list[str],
+        parse: Callable[[str], Reading | None],
+        look: Callable[[], tuple[str, ...]] | None = None,
+    ) -> None:
+        self._stream = LineStream(command, look)
         self._parse = parse
 
     @property
@@ -102,28 +117,41 @@ class _Lines:
         return self._stream.alive()
 
     def readings(self) -> list[tuple[float, Reading]]:
-        parsed = ((at, self._parse(line)) for at, line in self._stream.lines)
-        return [(at, reading) for at, reading in parsed if reading is not None]
+        made = []
+        for (at, line), beside in zip(self._stream.lines, self._stream.beside, strict=False):
+            reading = self._parse(line)
+            if reading is not None:
+                made.append((at, replace(reading, reasons=(*reading.reasons, *beside))))
+        return made
 
 
 class Tegrastats(_Lines):
     """A Jetson: ``tegrastats``, and what the board says of its power mode and clocks."""
 
     name = "tegrastats"
+    power_reading = "the present figure of each rail"
 
-    def __init__(self, program: str) -> None:
-        super().__init__([program, "--interval", str(INTERVAL_MS)], tegrastats.parse)
-        self._before = jetson.throttle_state()
+    def __init__(self, program: str, system: Path = jetson.SYSTEM) -> None:
+        alerts = jetson.alert_files(system)
+        super().__init__(
+            [program, "--interval", str(INTERVAL_MS)],
+            tegrastats.parse,
+            lambda: jetson.alerts_on(alerts),
+        )
+        self._system = system
+        self._before = jetson.throttle_state(system)
 
     def power_rails(self, rails_w: dict[str, float]) -> tuple[str, ...]:
         return tegrastats.module_rails(rails_w)
 
     def facts(self) -> Facts:
+        throttled = jetson.throttled_between(self._before, jetson.throttle_state(self._system))
+        sampled = {name for names in self._stream.beside for name in names}
         return Facts(
             power_mode=jetson.power_mode(),
-            jetson_clocks=jetson.clocks_state(),
-            limits_mhz=jetson.clock_limits_mhz(),
-            throttled=jetson.throttled_between(self._before, jetson.throttle_state()),
+            jetson_clocks=jetson.clocks_state(self._system),
+            limits_mhz=jetson.clock_limits_mhz(self._system),
+            throttled=tuple(name for name in throttled if name not in sampled),
         )
 
 
@@ -137,14 +165,19 @@ class NvidiaSmi(_Lines):
         asked = f"--query-gpu={','.join(nvidia_smi.LIMITS)}"
         form = "--format=csv,noheader,nounits"
         self._limits = [cell.strip() for cell in ask(program, *gpu, asked, form).split(",")]
-        # A driver that does not know the field's name prints an error and no line. Where it has
-        # not answered at all, it is not asked again: it may be hanging.
-        reason = next(
-            (name for name in nvidia_smi.REASON_FIELDS
-             if any(self._limits) and ask(program, *gpu, f"--query-gpu={name}", form)),
-            nvidia_smi.REASON_FIELDS[0],
-        )  # fmt: skip
-        query = f"--query-gpu={','.join((*nvidia_smi.FIELDS, reason))}"
+
+        def said(name: str) -> str:
+            """What it answers. A driver that does not know the name prints an error and no line;
+            where it has not answered at all, it is not asked again: it may be hanging."""
+            return ask(program, *gpu, f"--query-gpu={name}", form) if any(self._limits) else ""
+
+        reason = next(filter(said, nvidia_smi.REASON_FIELDS), nvidia_smi.REASON_FIELDS[0])
+        # A card that does not have the figure answers [N/A].
+        instant, averaged = nvidia_smi.POWER_FIELDS
+        known = nvidia_smi.number(said(instant).strip()) is not None
+        self.power_reading = instant if known else averaged
+        self.average_s = 0.0 if known else nvidia_smi.AVERAGE_S
+        query = f"--query-gpu={','.join((self.power_reading, *nvidia_smi.FIELDS, reason))}"
         super().__init__([program, *gpu, query, form, "-lms", str(INTERVAL_MS)], nvidia_smi.parse)
 
     def power_rails(self, rails_w: dict[str, float]) -> tuple[str, ...]:
@@ -168,6 +201,8 @@ class Rapl:
     """
 
     name = "rapl"
+    power_reading = "what the energy counters rose by"
+    average_s = 0.0
     trouble = ""
 
     def __init__(self, packages: list[Path]) -> None:

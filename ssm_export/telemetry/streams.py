@@ -28,12 +28,21 @@ class LineStream:
 
     Args:
         command: the program and its options.
+        look: asked at each line for what else is true then; must be quick and raise nothing.
+
+    Attributes:
+        lines: each with its time on the clock of ``time.perf_counter``.
+        beside: what ``look`` said at each line.
     """
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(
+        self, command: Sequence[str], look: Callable[[], tuple[str, ...]] | None = None
+    ) -> None:
         self.lines: list[tuple[float, str]] = []
+        self.beside: list[tuple[str, ...]] = []
         self.trouble = ""
         self._command = list(command)
+        self._look = look
         self._stopped = False
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
@@ -79,7 +88,10 @@ class LineStream:
             while line := lines.readline(_LONGEST_LINE):
                 if self._stopped or len(self.lines) >= _MOST_LINES:
                     return
-                self.lines.append((time.perf_counter(), line.decode(errors="replace")))
+                arrived = time.perf_counter()
+                # Before its line, so that who pairs the two lists meanwhile finds both.
+                self.beside.append(() if self._look is None else self._look())
+                self.lines.append((arrived, line.decode(errors="replace")))
 
 
 class CounterStream:

@@ -11,7 +11,9 @@ from toy_bundle import PlainRunner, make_toy_bundle
 
 from ssm_export import errors
 from ssm_export.benchmarking import bench
-from ssm_export.benchmarking.comparison import read_baseline, slower_error
+from ssm_export.benchmarking.baseline import read_baseline
+from ssm_export.benchmarking.comparison import cannot_tell, slower_error
+from ssm_export.benchmarking.screen import reading, verdicts
 from ssm_export.errors import SsmExportError
 from ssm_export.verification import verify
 
@@ -88,21 +90,68 @@ def rows_at(report, factor, noise):
     ("factor", "noise", "verdict"),
     [
         (1.0, 0.0, "same"),
-        (1.02, 0.0, "same"),
-        (1.05, 0.0, "slower"),
-        (1.05, 0.045, "same"),
+        (1.04, 0.0, "same"),
+        (1.06, 0.0, "slower"),
+        (1.06, 0.055, "same"),
         (1.10, 0.04, "slower"),
-        (0.98, 0.0, "same"),
+        (0.96, 0.0, "same"),
         (0.90, 0.04, "faster"),
+        (1.09, 0.089, "same"),
+        (1.00, 0.1, "cannot tell"),
+        (1.207, 0.516, "cannot tell"),
+        (0.80, 0.3, "cannot tell"),
+        (1.40, 0.3, "slower"),
+        (0.60, 0.3, "faster"),
     ],
 )
 def test_noise_of_both_runs_is_no_change(baseline, tmp_path, factor, noise, verdict):
-    """The baseline is made to be known to ± 1 %; changes below 3 % are none in any case."""
+    """The baseline is made to be known to ± 1 %; changes below 5 % are none in any case, and over
+    10 % of noise a change inside it is not called none."""
     rows = [dataclasses.asdict(row) for row in rows_at(baseline[1], 1.0, 0.01)]
     found = read_baseline(altered(baseline, tmp_path, rows=rows))
     compared = found.compare(rows_at(baseline[1], factor, noise), {}, {})
     assert {change.verdict for change in compared.changes} == {verdict}
-    assert compared.changes[0].noise == pytest.approx(max(0.03, 0.01 + noise))
+    assert compared.changes[0].noise == pytest.approx(max(0.05, 0.01 + noise))
+
+
+def compared_at(bundle, baseline, tmp_path, factor, noise):
+    """A report of the baseline's rows at ``factor``, with the comparison and its notes."""
+    rows = [dataclasses.asdict(row) for row in rows_at(baseline[1], 1.0, 0.01)]
+    found = read_baseline(altered(baseline, tmp_path, rows=rows))
+    comparison = found.compare(rows_at(baseline[1], factor, noise), {}, {})
+    notes = cannot_tell(comparison)
+    return dataclasses.replace(baseline[1], comparison=comparison, notes=notes)
+
+
+def test_a_noisy_run_passes_but_not_silently(bundle, baseline, tmp_path):
+    report = compared_at(bundle, baseline, tmp_path, 1.05, 0.3)
+    assert report.ok
+    (said,) = [line for line in reading(report) if line.startswith("CANNOT TELL")]
+    for part in ("3 of 3 rows", "up to 31.0%", "idle machine", "--repetitions"):
+        assert part in said
+    assert verdicts(report.comparison)[0].startswith("cannot tell: prefill 5 tokens")
+    document = report.as_json()["comparison"]
+    assert (document["slower"], document["cannot_tell"], document["not_ruled_out"]) == (0, 3, 0)
+
+
+def test_a_regression_that_noise_cannot_rule_out_fails(bundle, baseline, tmp_path):
+    """The audit's: 0.676 → 0.816 ms, +20.7 %, where the noise is 52.6 %."""
+    report = compared_at(bundle, baseline, tmp_path, 0.816 / 0.676, 0.516)
+    assert not report.ok
+    assert report.as_json()["comparison"]["not_ruled_out"] == 3
+    error = slower_error(report.comparison, "toy")
+    assert error.code is errors.SLOWER
+    for part in ("3 of 3 rows", "could not be ruled out", "+20.7% (noise 52.6%)"):
+        assert part in error.what
+    assert "by more than the noise" not in error.what
+    assert "--repetitions" in error.fix
+
+
+def test_a_run_of_little_noise_has_nothing_open(bundle, baseline, tmp_path):
+    report = compared_at(bundle, baseline, tmp_path, 1.03, 0.01)
+    assert report.ok
+    assert report.notes == ()
+    assert cannot_tell(None) == ()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +221,17 @@ def test_rows_of_one_of_the_two_are_counted(bundle, baseline):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", "not json", '{"rows": [], "machine": {}}', '{"rows": [1], "machine": {}}'],
+    [
+        *(
+            "",
+            "[]",
+            "{}",
+            "not json",
+            '{"rows": [], "machine": {}}',
+            '{"rows": [1], "machine": {}}',
+        ),
+        pytest.param("[" * 200_000, id="brackets without end"),
+    ],
 )
 def test_what_is_no_report_is_refused(tmp_path, content):
     file = tmp_path / "baseline.json"
@@ -181,6 +240,63 @@ def test_what_is_no_report_is_refused(tmp_path, content):
         read_baseline(file)
     assert caught.value.code is errors.BAD_BASELINE
     assert "make another" in str(caught.value)
+
+
+INFINITY = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("p50_ms", INFINITY),
+        ("p50_ms", float("nan")),
+        ("p50_ms", 10**400),
+        ("p50_ms", 0.0),
+        ("p50_ms", "1.0"),
+        ("p50_ms", True),
+        ("p50_low_ms", -INFINITY),
+        ("p50_low_ms", 1e9),
+        ("p50_high_ms", INFINITY),
+        ("p50_high_ms", None),
+        ("phase", [1]),
+        ("phase", None),
+        ("tokens", 4.5),
+        ("tokens", {}),
+        ("batch", [1]),
+        ("depth", "0"),
+        ("cuda_graph", [True]),
+    ],
+)
+def test_a_row_of_another_shape_is_refused(baseline, tmp_path, member, value):
+    rows = [dataclasses.asdict(row) for row in baseline[1].rows]
+    rows[-1][member] = value
+    with pytest.raises(SsmExportError) as caught:
+        read_baseline(altered(baseline, tmp_path, rows=rows))
+    assert caught.value.code is errors.BAD_BASELINE
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"repeatability": [1]},
+        {"repeatability": {"p50_spread": "small"}},
+        {"repeatability": {"p50_spread": INFINITY}},
+        {"repeatability": {}},
+        {"runtime": [1]},
+        {"runtime": "1.20"},
+        {"machine": [1]},
+        {"rows": [[1]]},
+        {"rows": {"phase": "decode"}},
+    ],
+)
+def test_members_of_another_shape_are_refused_before_anything_runs(
+    bundle, baseline, tmp_path, members
+):
+    runner = PlainRunner(bundle)
+    runner.run = None
+    with pytest.raises(SsmExportError) as caught:
+        bench(bundle, runner=runner, baseline=altered(baseline, tmp_path, **members), **OPTIONS)
+    assert caught.value.code is errors.BAD_BASELINE
 
 
 def test_a_report_of_an_older_release_is_refused(baseline, tmp_path):
@@ -206,13 +322,34 @@ def test_a_missing_baseline(tmp_path):
     assert caught.value.code is errors.NO_SUCH_PATH
 
 
-def test_a_slower_run_does_not_become_the_baseline(bundle, tmp_path):
+@pytest.mark.parametrize(("before_s", "now_s"), [(0.02, 0.06), (0.06, 0.02)])
+def test_no_run_becomes_the_baseline(bundle, tmp_path, before_s, now_s):
+    """Neither a slower one nor a faster: each may be a little slower than the one before."""
     file = bundle.path / "reports" / "bench-plain.json"
-    bench(bundle, runner=Timed(bundle, 0.02), **OPTIONS)
+    bench(bundle, runner=Timed(bundle, before_s), **OPTIONS)
     before = file.read_text()
-    slow = bench(bundle, runner=Timed(bundle, 0.06), baseline=file, outputs=[file], **OPTIONS)
-    assert not slow.ok
+    other = tmp_path / "now.json"
+    outputs = [file.parent / ".." / "reports" / file.name, other]
+    found = bench(bundle, runner=Timed(bundle, now_s), baseline=file, outputs=outputs, **OPTIONS)
+    assert found.ok is (now_s < before_s)
     assert file.read_text() == before
-    fast = bench(bundle, runner=PlainRunner(bundle), baseline=file, **OPTIONS)
-    assert fast.ok
-    assert file.read_text() != before
+    assert json.loads(other.read_text())["created"] == found.created
+    for left in (outputs[0], file):
+        assert any(
+            note.startswith(f"{left} is the baseline and was left as it was")
+            for note in found.notes
+        )
+
+
+def test_a_baseline_under_another_name_is_left_alone_too(bundle, baseline, tmp_path):
+    name = tmp_path / "link.json"
+    name.symlink_to(baseline[0])
+    before = baseline[0].read_text()
+    runner = Timed(bundle, 0.02)
+    found = bench(
+        bundle, runner=runner, baseline=name, outputs=[baseline[0]], save=False, **OPTIONS
+    )
+    assert name.is_symlink()
+    assert baseline[0].read_text() == before
+    assert any("was left as it was" in note for note in found.notes)
+    assert found.comparison is not None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 from toy_bundle import PlainRunner, make_toy_bundle
 
-from ssm_export.benchmarking import bench
+from ssm_export.benchmarking import Row, bench
 from ssm_export.benchmarking.timing import block_spread, median_interval, quantiles
 
 
@@ -27,6 +28,24 @@ def test_the_interval_holds_the_true_median_about_as_often_as_it_says(drift):
         low, high = median_interval(run_of(rng, drift))
         inside += low <= true <= high
     assert inside / 200 > 0.85
+
+
+def test_the_interval_is_this_run_s_and_not_where_another_run_lies():
+    """Of the true median it holds what it says; of the p50 of another run less than that."""
+    rng = np.random.default_rng(3)
+    true = 10 * (1 + 0.01 * float(np.median(rng.gamma(2, 1, 1_000_000))))
+    runs = [run_of(rng, 0.02) for _ in range(1000)]
+    intervals = [median_interval(run) for run in runs]
+    medians = [float(np.median(np.concatenate(run))) for run in runs]
+    holds = np.mean([low <= true <= high for low, high in intervals])
+    another = np.mean(
+        [low <= p50 <= high for (low, high), p50 in zip(intervals, medians[1:], strict=False)]
+    )
+    assert 0.92 < holds < 0.98
+    assert another < 0.9
+    readme = Path(__file__).parents[2] / "samples" / "latency" / "README.md"
+    for text in (readme.read_text(encoding="utf-8"), Row.__doc__, median_interval.__doc__):
+        assert "95 % confidence interval of this run" in text
 
 
 def test_drift_widens_the_interval():

@@ -40,6 +40,34 @@ def test_outputs_are_written_and_compared_with(ssm_export: Run, bundle: Path, tm
     assert "--threads was not set, is 1" in other.stderr
 
 
+def test_noise_that_hides_a_change_does_not_pass_silently(
+    ssm_export: Run, bundle: Path, tmp_path: Path
+):
+    """Nothing slower: status 0, and the last lines say it. Slower inside the noise: it fails."""
+    file = tmp_path / "noisy.json"
+    words = ("bench", bundle, *SHORT)
+    assert ssm_export(*words, "--output", file).status == 0
+    measured = json.loads(file.read_text())["rows"]
+    for factor, status in ((100.0, 0), (0.25, 1)):
+        document = json.loads(file.read_text())
+        for row, one in zip(document["rows"], measured, strict=True):
+            p50 = one["p50_ms"] * factor
+            row.update(p50_ms=p50, p50_low_ms=-1000 * p50, p50_high_ms=1000 * p50)
+        file.write_text(json.dumps(document))
+        done = ssm_export(*words, "--baseline", file, "-q")
+        assert done.status == status
+        said = done.stderr.strip().splitlines()
+        if status:
+            assert said[0].startswith("SSM-E707")
+            assert "could not be ruled out" in done.stderr
+        else:
+            assert said[-2].startswith("CANNOT TELL whether 3 of 3 rows changed")
+            assert said[-1].startswith("PASSED")
+    shown = ssm_export(*words, "--baseline", file)
+    assert "cannot tell: decode 2 tokens" in shown.stdout
+    assert "CANNOT TELL whether" in " ".join(shown.stdout.split())
+
+
 @pytest.mark.parametrize(
     ("words", "code", "status"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from recorded import CAPPED, ORIN_NANO_ROOT, THOR
 
 from ssm_export import telemetry
 from ssm_export.telemetry.reading import energy_j
-from ssm_export.telemetry.sources import Rapl, find_source
+from ssm_export.telemetry.recorder import Recorder
+from ssm_export.telemetry.sources import Rapl, Tegrastats, find_source
 from ssm_export.telemetry.streams import ask
 
 FOREVER = 'while :; do echo "{line}"; sleep 0.01; done'
@@ -25,7 +27,7 @@ def summary(device: str, seconds: float) -> dict:
         time.sleep(seconds)
         ended = time.perf_counter()
     found = recorder.summary()
-    return {**found, "joules": recorder.energy_j([(began, ended)]), "seconds": ended - began}
+    return {**found, "joules": recorder.energy_j(began, ended), "seconds": ended - began}
 
 
 def test_a_jetson(program):
@@ -56,7 +58,8 @@ SMI = """
 case "$*" in
   *clocks.max.sm*) echo "NVIDIA RTX A6000, 2100, 8001, 300.00";;
   *{unknown}*) echo 'Field "{unknown}" is not a valid field to query.' >&2; exit 2;;
-  *-lms*) while :; do echo "{line}"; sleep 0.01; done;;
+  *-lms*) echo "$*" > "$0.asked"; while :; do echo "{line}"; sleep 0.01; done;;
+  *power.draw.instant*) echo "{instant}";;
   *) echo 0x0000000000000004;;
 esac
 """
@@ -66,7 +69,7 @@ esac
     "unknown", ["clocks_event_reasons.active", "clocks_throttle_reasons.active"]
 )
 def test_a_card_of_a_newer_and_an_older_driver(program, unknown):
-    program("nvidia-smi", SMI.format(line=CAPPED, unknown=unknown))
+    program("nvidia-smi", SMI.format(line=CAPPED, unknown=unknown, instant="280.11"))
     found = summary("NVIDIA RTX A6000", 0.3)
     assert (found["source"], found["device"]) == ("nvidia-smi", "NVIDIA RTX A6000")
     assert found["power_rail"] == "board"
@@ -75,6 +78,84 @@ def test_a_card_of_a_newer_and_an_older_driver(program, unknown):
     (below,) = found["below_maximum"]
     assert "1950 MHz" in below
     assert "2100 MHz" in below
+
+
+@pytest.mark.parametrize(
+    ("unknown", "instant", "asked", "average_s"),
+    [
+        ("nothing", "280.11", "power.draw.instant", 0.0),
+        ("nothing", "[N/A]", "power.draw", 1.0),
+        ("power.draw.instant", "", "power.draw", 1.0),
+    ],
+)
+def test_the_power_of_the_moment_is_asked_where_it_is_known(
+    program, unknown, instant, asked, average_s
+):
+    """``power.draw`` is the mean of a second on most newer cards; the report says which it was."""
+    file = program("nvidia-smi", SMI.format(line=CAPPED, unknown=unknown, instant=instant))
+    with telemetry.record("NVIDIA RTX A6000") as recorder:
+        assert recorder.has_power()
+        assert recorder.settle_s == pytest.approx(average_s + 0.2)
+    words = file.with_name("nvidia-smi.asked").read_text().split()
+    (query,) = [word for word in words if word.startswith("--query-gpu=")]
+    assert query.removeprefix("--query-gpu=").split(",")[0] == asked
+    found = recorder.summary()
+    assert (found["power_reading"], found["average_s"]) == (asked, average_s)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            ORIN_NANO_ROOT.replace("VDD_IN 17946mW/15710mW ", ""),
+            "the rails that tegrastats names are no known module's: VDD_CPU_GPU_CV, VDD_SOC",
+        ),
+        ("RAM 1/2MB", "tegrastats gives no power of this device"),
+    ],
+)
+def test_readings_without_the_power_of_the_module_say_so(program, line, said):
+    program("tegrastats", FOREVER.format(line=line))
+    found = summary("cpu", 0.2)
+    assert found["source"] == "tegrastats"
+    assert (found["mean_w"], found["joules"], found["power_rail"]) == (None, None, "")
+    assert found["notes"] == [said]
+
+
+def test_an_alert_that_begins_and_ends_inside_a_run_is_seen(program, tmp_path):
+    alert = tmp_path / "sys/class/thermal/cooling_device4"
+    alert.mkdir(parents=True)
+    (alert / "type").write_text("gpu-throttle-alert\n")
+    state = alert / "cur_state"
+    state.write_text("0\n")
+    file = program("tegrastats", FOREVER.format(line=ORIN_NANO_ROOT))
+    source = Tegrastats(str(file), tmp_path / "sys")
+    recorder = Recorder(source)
+    recorder.start()
+    recorder.busy()
+    for value in ("1\n", "0\n"):
+        state.write_text(value)
+        end = source.count() + 5
+        while source.count() < end:
+            time.sleep(0.005)
+    recorder.stop()
+    (said,) = recorder.summary()["throttled"]
+    assert re.fullmatch(r"thermal gpu-throttle-alert in \d\d% of the samples", said)
+
+
+def test_an_alert_is_named_once(program, tmp_path):
+    """It is on at the end, and was at the samples: the share of the samples says it."""
+    alert = tmp_path / "sys/class/thermal/cooling_device4"
+    alert.mkdir(parents=True)
+    (alert / "type").write_text("gpu-throttle-alert\n")
+    (alert / "cur_state").write_text("1\n")
+    file = program("tegrastats", FOREVER.format(line=ORIN_NANO_ROOT))
+    recorder = Recorder(Tegrastats(str(file), tmp_path / "sys"))
+    recorder.start()
+    recorder.busy()
+    time.sleep(0.1)
+    recorder.stop()
+    throttled = recorder.summary()["throttled"]
+    assert throttled == ["thermal gpu-throttle-alert in 100% of the samples"]
 
 
 def test_a_program_that_hangs_is_ended(program, tmp_path):
@@ -160,15 +241,23 @@ def test_other_counters_than_a_package_s_are_not_counted(tmp_path):
     assert isinstance(find_source("cpu", tmp_path), str)
 
 
-def test_energy_is_the_integral_over_the_intervals():
+def test_energy_is_the_integral_over_the_interval():
     """Power 2t + 1 over [1, 3] and [5, 5.5]: 10 and 5.75 joules, whatever the samples' times."""
-    times = np.sort(np.concatenate([np.random.default_rng(0).uniform(0, 6, 50), [0.0, 6.0]]))
+    inner = np.random.default_rng(0).uniform(0, 6, 50)
+    times = np.sort(np.concatenate([inner, [0.0, 1.0, 3.0, 5.0, 5.5, 6.0]]))
     powers = 2 * times + 1
-    assert energy_j(times, powers, [(1, 3), (5, 5.5)]) == pytest.approx(10 + 5.75)
+    assert energy_j(times, powers, 1, 3) == pytest.approx(10)
+    assert energy_j(times, powers, 5, 5.5) == pytest.approx(5.75)
+
+
+def test_samples_of_what_ran_before_and_after_do_not_count():
+    times = np.arange(0.05, 4.0, 0.1)
+    powers = np.where((times > 1) & (times < 3), 200.0, 600.0)
+    assert energy_j(times, powers, 1, 3) == pytest.approx(400)
 
 
 def test_too_few_samples_give_no_energy():
     times = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
-    assert energy_j(times, [1.0] * 6, [(0.1, 4.9)]) is None
-    assert energy_j(times, [1.0] * 6, [(0.1, 5.0)]) == pytest.approx(4.9)
-    assert energy_j([], [], [(0.0, 1.0)]) is None
+    assert energy_j(times, [1.0] * 6, 0.1, 4.9) is None
+    assert energy_j(times, [1.0] * 6, 0.1, 5.0) == pytest.approx(4.9)
+    assert energy_j([], [], 0.0, 1.0) is None
