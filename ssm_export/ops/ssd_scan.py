@@ -167,7 +167,9 @@ def _chunk(
 
     With l the cumulated log decay, ``y_i = sum_{j<=i} exp(l_i - l_j) (C_i . B_j) inflow_j +
     exp(l_i) C_i S`` and ``S' = exp(l_Q) S + sum_j exp(l_Q - l_j) B_j inflow_j``. Differences of l
-    are clamped to 0 before exp, so rounding cannot make a decay grow.
+    are clamped to 0 before exp, so rounding cannot make a decay grow. They are small where l is
+    large, so l is kept in two parts: multiples of 1/1024, whose sums are exact in fp32, and the
+    rest, whose sums stay below 1/32.
 
     Args:
         op: the builder.
@@ -180,10 +182,12 @@ def _chunk(
         S' and y (B,G,Q,E·P).
     """
     chunk, each, width = sizes
-    total = b.label(op.CumSum(log_decay, 2), "cumulated")
-    by_head = op.Transpose(total, perm=[0, 1, 3, 2])
-    gaps = op.Sub(op.Unsqueeze(by_head, [4]), op.Unsqueeze(by_head, [3]))
-    decay = b.label(op.Exp(op.Min(gaps, 0.0)), "decay")
+    coarse = b.label(op.Mul(op.Round(op.Mul(log_decay, 1024.0)), 1 / 1024), "coarse")
+    parts = [op.CumSum(coarse, 2), op.CumSum(op.Sub(log_decay, coarse), 2)]
+    total = b.label(op.Add(*parts), "cumulated")
+    by_head = [op.Transpose(part, perm=[0, 1, 3, 2]) for part in parts]
+    gaps = [op.Sub(op.Unsqueeze(part, [4]), op.Unsqueeze(part, [3])) for part in by_head]
+    decay = b.label(op.Exp(op.Min(op.Add(*gaps), 0.0)), "decay")
     scores = op.MatMul(C, op.Transpose(B, perm=[0, 1, 3, 2]))
     scores = b.label(op.Where(causal, scores, 0.0), "scores")
     heads = b.label(op.Reshape(inflow, [0, 0, chunk, each, width]), "inflow_heads")
@@ -194,11 +198,13 @@ def _chunk(
     carried = op.Reshape(op.MatMul(C, state), [0, 0, chunk, each, width])
     carried = op.Mul(carried, op.Unsqueeze(op.Exp(total), [4]))
     y = op.Reshape(op.Add(y, carried), [0, 0, chunk, each * width])
-    last = op.Slice(total, [chunk - 1], [chunk], [2])
-    kept = op.Exp(op.Min(op.Sub(last, total), 0.0))
+    ends = [op.Slice(part, [chunk - 1], [chunk], [2]) for part in parts]
+    to_end = op.Add(*(op.Sub(end, part) for end, part in zip(ends, parts, strict=True)))
+    kept = op.Exp(op.Min(to_end, 0.0))
     kept = op.Reshape(op.Mul(heads, op.Unsqueeze(kept, [4])), [0, 0, chunk, each * width])
     flow = op.MatMul(op.Transpose(B, perm=[0, 1, 3, 2]), kept)
-    remains = op.Expand(op.Unsqueeze(op.Exp(last), [4]), [1, 1, 1, each, width])
+    remains = op.Exp(op.Unsqueeze(op.Add(*ends), [4]))
+    remains = op.Expand(remains, [1, 1, 1, each, width])
     remains = op.Reshape(remains, [0, 0, 1, each * width])
     return op.Add(op.Mul(state, remains), flow), y
 

@@ -51,7 +51,7 @@ def main() -> None:
                 if not folder.exists():
                     folder.parent.mkdir(parents=True, exist_ok=True)
                     checkpoint, _ = random_checkpoint(size, folder.parent, None)
-                    run_export(checkpoint, folder, "--parity", "quick")
+                    run_export(checkpoint, folder, "--parity", "quick", "--lowering", "ort")
                 rows.append(measure_decode(size, folder, options.repetitions))
     show(rows)
     if options.write:
