@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 FILE: Final = "calibration/statistics.npz"
 """Where the statistics lie in a quantized bundle."""
+UNREADABLE: Final = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What numpy raises for an ``.npz`` file that is no such file, or half of one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +100,7 @@ class Statistics:
                 arrays = dict(stored)
             facts = json.loads(arrays.pop("facts").tobytes())
             return cls(**facts, values=_unpack(arrays))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (*UNREADABLE, TypeError) as error:
             raise SsmExportError(
                 errors.BAD_CALIBRATION,
                 "holds no statistics of activations",
@@ -127,7 +131,7 @@ class Work:
         """What was saved under a name; None where there is nothing, or half of it."""
         path = self.folder / f"{name}.npz"
         with (
-            contextlib.suppress(OSError, ValueError, KeyError, EOFError),
+            contextlib.suppress(*UNREADABLE),
             np.load(path, allow_pickle=False) as stored,
         ):
             return dict(stored)

@@ -13,7 +13,7 @@ from ssm_export import errors
 from ssm_export.bundle import Bundle, disk_errors
 from ssm_export.errors import SsmExportError
 from ssm_export.progress import Progress
-from ssm_export.quantization.calibration import FILE, Statistics
+from ssm_export.quantization.calibration import FILE, UNREADABLE, Statistics
 from ssm_export.quantization.data import Rows, generated_rows, read_rows, split_rows
 
 if TYPE_CHECKING:
@@ -79,11 +79,33 @@ def open_corpus(job: Job, progress: Progress) -> Corpus:
     if not (options.calibration and Path(options.calibration).is_dir()):
         return _read(job, progress)
     corpus = _reused(Path(options.calibration), bundle)
+    asked = [name for name in ("sequences", "tokens") if getattr(options, name) is not None]
+    if asked:
+        raise SsmExportError(
+            errors.BAD_OPTION,
+            "the rows of an earlier quantization are taken as they are",
+            where=f"--{asked[0]} with --calibration {options.calibration}",
+            fix=f"leave --{asked[0]} out, or give --calibration the text or ids themselves",
+        )
     if not options.evaluation:
         return corpus
-    return dataclasses.replace(
-        corpus, evaluation=_given(options.evaluation, bundle, corpus.calibration.ids.shape[1])
-    )
+    held = _given(options.evaluation, bundle, corpus.calibration.ids.shape[1])
+    return _apart(dataclasses.replace(corpus, evaluation=held))
+
+
+def _apart(corpus: Corpus) -> Corpus:
+    """The corpus; ``BAD_CALIBRATION`` where a row is in both parts."""
+    seen = {row.tobytes() for row in corpus.calibration.ids}
+    shared = sum(row.tobytes() in seen for row in corpus.evaluation.ids)
+    if shared:
+        raise SsmExportError(
+            errors.BAD_CALIBRATION,
+            f"{shared} of its {len(corpus.evaluation.ids)} rows are calibrated with too",
+            where=f"--evaluation {corpus.evaluation.source}",
+            why="quality on data that a model was fitted to says little",
+            fix="leave --evaluation out: the end of the calibration data is held out",
+        )
+    return corpus
 
 
 def _given(path: str, bundle: Bundle, tokens: int) -> Rows:
@@ -111,7 +133,7 @@ def _read(job: Job, progress: Progress) -> Corpus:
         rows = read_rows(options.calibration, bundle, sequences=total, tokens=tokens)
     if options.evaluation:
         held = _given(options.evaluation, bundle, rows.ids.shape[1])
-        return Corpus(rows, held, notes=notes)
+        return _apart(Corpus(rows, held, notes=notes))
     # Of data that is short of what was asked for, calibration gets the larger share.
     share = held_out / total if len(rows.ids) == total else _SHARE
     return Corpus(*split_rows(rows, share), notes=notes)
@@ -135,7 +157,7 @@ def _reused(folder: Path, bundle: Bundle) -> Corpus:
             )
             for name in ("calibration", "evaluation")
         ]
-    except (OSError, KeyError, ValueError) as error:
+    except UNREADABLE as error:
         raise SsmExportError(
             errors.BAD_CALIBRATION,
             "the folder holds no rows of an earlier quantization",

@@ -257,6 +257,14 @@ def _recorded(file: Path) -> Iterator[np.ndarray]:
                             file,
                             "record both from one call",
                         )
+                    for number, (row, end) in enumerate(zip(rows, ends, strict=True)):
+                        if not 0 <= int(end) <= len(row):
+                            raise _bad(
+                                f"'{lengths}' gives row {number} of '{name}' a length of "
+                                f"{int(end)}, it has {len(row)} tokens",
+                                file,
+                                "record both from one call",
+                            )
                     rows = [row[: int(end)] for row, end in zip(rows, ends, strict=True)]
                 yield from rows
     except zipfile.BadZipFile as error:

@@ -199,6 +199,10 @@ def read_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
     return parse_recipe(config_dir("quantize") / f"{text}.yaml")
 
 
+_NOT_ALL: Final = ("lm_head", *(f"backbone.layers.0.mixer.{n}" for n in ("x_proj", "dt_proj")))
+"""Sites that only some models have; a pattern for them may stand in a recipe for all."""
+
+
 def match(recipe: Recipe, names: Iterable[str], family: str) -> dict[str, Rule]:
     """The rule of each site: the first that matches its name.
 
@@ -211,7 +215,8 @@ def match(recipe: Recipe, names: Iterable[str], family: str) -> dict[str, Rule]:
         site name to rule, in the order of ``names``; sites that stay floating point are left out.
 
     Raises:
-        SsmExportError: ``BAD_CONFIG_FILE`` where a rule for this family matches no site at all.
+        SsmExportError: ``BAD_CONFIG_FILE`` where a pattern of a rule for this family matches
+            nothing that any model has, or all of its patterns nothing that this one has.
     """
     sites = list(names)
     decided: dict[str, Rule] = {}
@@ -219,13 +224,15 @@ def match(recipe: Recipe, names: Iterable[str], family: str) -> dict[str, Rule]:
         if rule.families and family not in rule.families:
             continue
         hits = [site for site in sites if any(fnmatchcase(site, p) for p in rule.tensors)]
-        if not hits:
+        lost = [p for p in rule.tensors if not any(fnmatchcase(s, p) for s in (*sites, *_NOT_ALL))]
+        if lost or not hits:
+            lost = lost or list(rule.tensors)
             raise SsmExportError(
                 errors.BAD_CONFIG_FILE,
                 f"it names tensors that do not exist in this {family} model: "
-                + ", ".join(f"'{pattern}'" for pattern in rule.tensors),
+                + ", ".join(f"'{pattern}'" for pattern in lost),
                 where=f"recipe {recipe.name}, rule {number}",
-                fix=_near_sites(rule.tensors, sites),
+                fix=_near_sites(lost, sites),
             )
         for site in hits:
             decided.setdefault(site, rule)

@@ -134,10 +134,19 @@ _MIXED: Final[Mapping[str, _Check]] = {
     "size": _number(0, 1),
     "kl": _number(0, 100),
 }
+
+
+def _state(value: Any) -> str:
+    if value == "bf16":
+        refusal = errors.bf16_state()
+        raise ValueError(f"is 'bf16', known are {', '.join(STATES)}: {refusal.what}; {refusal.why}")
+    return str(_one_of(STATES)(value))
+
+
 _TOP: Final[Mapping[str, _Check]] = {
     "description": _text,
     "rules": lambda value: value,
-    "state": _one_of(STATES),
+    "state": _state,
     "calibration": lambda value: value,
     "mixed": lambda value: value,
     "limit_bits": _number(0, 8),

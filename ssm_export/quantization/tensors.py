@@ -90,6 +90,7 @@ class Tensors:
             block=key.block,
             scale_dtype=self._scale_dtype,
             clip=key.clip,  # type: ignore[arg-type]  # a recipe holds one of the two
+            name=self._sites[key.site].weight,
         )
         return self._made[key]
 

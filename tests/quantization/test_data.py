@@ -293,6 +293,8 @@ def test_files_that_cannot_be_used(bytewise, tmp_path, name, held, said, fix) ->
         ({"input_ids": np.array([{}], dtype=object)}, "cannot be read"),
         ({"input_ids": np.zeros((2, 80), int), "sequence_lengths": [80]}, "1 lengths for 2 rows"),
         ({"input_ids": np.zeros((2, 80), int), "sequence_lengths": [1, 2]}, "3 in 2 documents"),
+        ({"input_ids": np.zeros((2, 80), int), "sequence_lengths": [80, -5]}, "row 1 .* of -5"),
+        ({"input_ids": np.zeros((2, 80), int), "sequence_lengths": [80, 81]}, "row 1 .* of 81"),
     ],
 )
 def test_recordings_that_cannot_be_used(bytewise, tmp_path, arrays, said) -> None:

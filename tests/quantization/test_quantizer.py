@@ -184,7 +184,8 @@ def test_statistics_of_a_quantized_bundle_are_taken_again(
         "    weights: int8\n    activations: int8\n    clip: mse\n",
         encoding="utf-8",
     )
-    quantize(source, tmp_path / "out", options(str(recipe), calibration=str(quantized[0])))
+    again = options(str(recipe), calibration=str(quantized[0]), sequences=None, tokens=None)
+    quantize(source, tmp_path / "out", again)
     rows = [
         np.load(folder / "calibration/rows.npz")["calibration_ids"]
         for folder in (quantized[0], tmp_path / "out")
@@ -302,6 +303,34 @@ def test_what_cannot_be_is_refused_up_front(source, options, tmp_path, changes, 
     assert code is None or error.value.code == code
     assert error.value.fix
     assert leftovers(tmp_path) == []
+
+
+def test_rows_of_a_quantized_bundle_are_not_counted_again(quantized, source, options, tmp_path):
+    with pytest.raises(SsmExportError, match="as they are") as error:
+        quantize(source, tmp_path / "out", options(calibration=str(quantized[0]), tokens=None))
+    assert error.value.code == errors.BAD_OPTION and "--sequences" in error.value.fix
+
+
+def test_quality_is_not_measured_on_calibration_rows(source, options, tmp_path):
+    chosen = options()
+    with pytest.raises(SsmExportError, match="calibrated with") as error:
+        quantize(source, tmp_path / "out", options(evaluation=chosen.calibration))
+    assert error.value.code == errors.BAD_CALIBRATION and "--evaluation" in error.value.fix
+    assert leftovers(tmp_path) == []
+
+
+def test_half_a_file_of_work_is_none(tmp_path):
+    work = calibration.Work(tmp_path / "work", {"a": 1})
+    work.save("layer_000", {"x": np.arange(1000)})
+    assert np.array_equal(work.load("layer_000")["x"], np.arange(1000))
+    file = tmp_path / "work" / "layer_000.npz"
+    whole = file.read_bytes()
+    for length in (0, 3, 100, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        assert work.load("layer_000") is None
+        with pytest.raises(SsmExportError) as error:
+            Statistics.load(file)
+        assert error.value.code == errors.BAD_CALIBRATION
 
 
 def test_a_rule_for_tensors_that_do_not_exist_is_refused(source, tmp_path):

@@ -156,7 +156,7 @@ def test_a_written_recipe_is_read_as_it_was(tmp_path_factory, rules, state, cali
         ("description: x\nrules: [3]\n", "rule 1 holds no keys", 2),
         (GOOD.replace("mine", "[1]"), "'description', which is", 1),
         (GOOD + "stat: fp16\n", "unknown key 'stat'.*did you mean 'state'", 5),
-        (GOOD + "state: bf16\n", "'state', which is 'bf16'.*known are keep", 5),
+        (GOOD + "state: bf16\n", "'state', which is 'bf16'.*known are keep.*drifts by", 5),
         (GOOD + "description: y\n", "'description' twice", 5),
         (GOOD + "limit_bits: -1\n", "'limit_bits', which is -1", 5),
         (GOOD + "limit_bits: .nan\n", "'limit_bits', which is nan", 5),
@@ -266,6 +266,18 @@ def test_a_rule_that_names_no_tensor_of_its_family() -> None:
     other = dataclasses.replace(recipe.rules[0], families=("mamba",))
     kept = Recipe("mine", "x", (other, Rule(("*",), weights="int8")))
     assert match(kept, ["lm_head"], "mamba2") == {"lm_head": kept.rules[1]}
+
+
+@pytest.mark.parametrize("family", PARTS)
+def test_one_pattern_of_several_may_not_be_misspelt(family: str) -> None:
+    good, bad = "backbone.layers.*.mixer.out_proj", "backbone.layers.*.mixer.in_prj"
+    recipe = Recipe("mine", "x", (Rule((good, bad), weights="int8"),))
+    with pytest.raises(SsmExportError, match="in_prj") as caught:
+        match(recipe, sites(family), family)
+    assert good not in caught.value.what
+    elsewhere = ("backbone.layers.*.mixer.x_proj", "*.dt_proj", "lm_head")
+    for name in elsewhere:  # other models have them
+        match(Recipe("mine", "x", (Rule((good, name), weights="int8"),)), sites(family), family)
 
 
 @pytest.mark.parametrize("tensor", ["A_log", "dt_bias", "conv1d", "D", "scan.dt", "norm"])
