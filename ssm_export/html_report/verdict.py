@@ -94,14 +94,19 @@ def _speed(inputs: Inputs) -> list[Tile]:
     decode = _fastest(inputs, "decode")
     if decode:
         report, row = decode
-        of = f"{numbers.milliseconds(row.p50_ms)} a token, {report.place}"
+        of = f"{numbers.milliseconds(row.p50_ms)} a token, {report.place}{_doubt(report)}"
         tiles.append(Tile("decode, batch 1", f"{numbers.rate(row.tokens_per_s)} tok/s", of))
     prefill = _fastest(inputs, "prefill")
     if prefill:
         report, row = prefill
-        of = f"{numbers.count(row.tokens)} tokens, {report.place}"
+        of = f"{numbers.count(row.tokens)} tokens, {report.place}{_doubt(report)}"
         tiles.append(Tile("prefill, batch 1", f"{numbers.rate(row.tokens_per_s)} tok/s", of))
     return tiles
+
+
+def _doubt(report: Benched) -> str:
+    """What a reader of one figure has to know of the run that it is from."""
+    return "; not steady" if report.steady is False else ""
 
 
 def _fastest(inputs: Inputs, phase: str) -> tuple[Benched, Row] | None:
@@ -111,7 +116,9 @@ def _fastest(inputs: Inputs, phase: str) -> tuple[Benched, Row] | None:
         for row in report.rows
         if row.phase == phase and row.batch == 1 and row.tokens_per_s
     ]
-    return max(found, key=lambda pair: pair[1].tokens_per_s or 0.0, default=None)
+    # Decoding behind a prompt is a question of its own: the plain one is at depth 0.
+    plain = [pair for pair in found if not pair[1].depth]
+    return max(plain or found, key=lambda pair: pair[1].tokens_per_s or 0.0, default=None)
 
 
 def _errors(inputs: Inputs) -> list[Tile]:
@@ -136,16 +143,17 @@ def _errors(inputs: Inputs) -> list[Tile]:
     if inputs.quantized is not None:
         lost = inputs.quantized.number("lost_bits")
         quality = inputs.quantized.child("quality").child("quantized")
-        unit = "byte" if "lost_bits_per_byte" in quality else "token"
         if lost is not None:
-            of = f"per {unit}, the worse of simulated and shipped"
-            tiles.append(Tile("lost by quantizing", f"{numbers.power(lost)} bits", of))
+            name, of = "lost by quantizing", "per byte, simulated, or KL of the step graph if more"
+            if quality.number("lost_bits_per_byte") is None:
+                name, of = "KL from the float model", "per token, simulated or the step graph's"
+            tiles.append(Tile(name, f"{numbers.power(lost)} bits", of))
     return tiles
 
 
 def _ceiling(page: Page) -> list[Tile]:
     for one in page.predictions:
         if one.batch == 1 and one.decode_tokens_per_s is not None:
-            rate = f"≤ {numbers.rate(one.decode_tokens_per_s)} tok/s"
+            rate = f"≤\u00a0{numbers.rate(one.decode_tokens_per_s)} tok/s"
             return [Tile("decode ceiling", rate, f"predicted for {one.target}", predicted=True)]
     return []

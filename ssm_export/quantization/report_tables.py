@@ -87,7 +87,9 @@ def _summary(report: QuantizeReport) -> Iterator[RenderableType]:
     unit = "byte" if base.bits_per_byte is not None else "token"
     if report.limit_bits is not None:
         verdict = "within" if report.ok else "NOT WITHIN"
-        text = f"{report.lost_bits:+.4f} bits per {unit}: {verdict} the {report.limit_bits:g} "
+        what = "" if unit == "byte" else "KL from float "
+        text = f"{what}{report.lost_bits:+.4f} bits per {unit}: {verdict} the "
+        text += f"{report.limit_bits:g} "
         style = "green" if report.ok else "bold red"
         yield Text(f"{text}that the recipe allows", style=style)
     yield Text("")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Final
 
 from ssm_export.html_report.markup import Markup, element
@@ -122,6 +123,7 @@ def lines(
     parts += [frame.rule(box, rule.value, rule.name, vertical=rule.vertical) for rule in rules]
     for one in series:
         parts += _drawn(box, one)
+    parts += _labels(box, series)
     keys = [Key(one.name, one.colour, one.look) for one in series]
     drawn, end = frame.legend(keys, frame.below_axes(box))
     return frame.drawing(end, label, *parts, drawn)
@@ -158,13 +160,47 @@ def _drawn(box: Box, one: Series) -> list[Markup]:
             frame.mark(*place, one.colour, point.title, hollow=one.hollow)
             for point, place in zip(one.points, places, strict=True)
         ]
-    for words, (at_x, at_y) in zip(one.labels, places, strict=False):
+    return parts
+
+
+_LETTER, _LINE, _MARK = 6.6, 13.0, 5.0
+"""Width and height of a letter, and half of a mark, in the units of a drawing."""
+
+
+def _labels(box: Box, series: Sequence[Series]) -> list[Markup]:
+    """What stands beside points, where it covers no mark and no other label if there is such a
+    place: above or below, to the right or to the left, and then further away."""
+    marked = [
+        (box.across(point.x), box.top if point.y is None else box.up(point.y), words)
+        for one in series
+        if one.marks
+        for point, words in zip_longest(one.points, one.labels[: len(one.points)], fillvalue="")
+        if isinstance(point, Point)
+    ]
+    taken = [(x - _MARK, y - _MARK, x + _MARK, y + _MARK) for x, y, _ in marked]
+    parts = []
+    for x, y, words in marked:
         if not words:
             continue
-        side = "end" if at_x > box.left + box.width * 0.62 else "start"
-        offset = -8 if side == "end" else 8
-        parts.append(frame.label(at_x + offset, at_y - 6, words, side, "point-name"))
+        places = []
+        for down in (-6.0, 14.0, -6.0 - _LINE, 14.0 + _LINE):
+            for side, left in (("start", x + 8), ("end", x - 8 - _LETTER * len(words))):
+                rectangle = (left, y + down - _LINE + 3, left + _LETTER * len(words), y + down + 3)
+                places.append((rectangle, side, down))
+        inside = [p for p in places if box.left <= p[0][0] and p[0][2] <= box.left + box.width]
+        free = [p for p in inside if not any(_overlap(p[0], other) for other in taken)]
+        rectangle, side, down = (free or inside or places)[0]
+        taken.append(rectangle)
+        at = x + 8 if side == "start" else x - 8
+        parts.append(frame.label(at, y + down, words, side, "point-name"))
     return parts
+
+
+_Rectangle = tuple[float, float, float, float]
+
+
+def _overlap(one: _Rectangle, other: _Rectangle) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def whole_ticks(low: int, high: int, most: int = 9) -> list[scale.Tick]:

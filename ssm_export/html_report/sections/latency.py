@@ -127,7 +127,10 @@ def _table(report: Benched) -> Markup:
         ("jitter>", [numbers.milliseconds(row.jitter_ms) for row in report.rows]),
         ("GB/s>", [_or_none(row.gb_per_s) for row in report.rows]),
         ("mJ/token>", [_or_none(row.energy_mj_per_token) for row in report.rows]),
-        ("of the ceiling>", [numbers.percent(row.ceiling_share, 2) for row in report.rows]),
+        (
+            "of the predicted ceiling>",
+            [numbers.percent(row.ceiling_share, 2) for row in report.rows],
+        ),
     )
     kept = [(head, cells) for head, cells in optional if set(cells) != {numbers.NONE}]
     rows: list[tuple[Child, ...]] = []

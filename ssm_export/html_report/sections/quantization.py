@@ -86,7 +86,8 @@ def _summary(report: Members) -> Markup:
         within = lost is not None and lost <= limit
         badge = element("span", "within" if within else "NOT WITHIN", class_=_good(within))
         loss = "not finite" if lost is None else numbers.power(lost)
-        words += [f"Lost {loss} bits per {unit}: ", badge, f" the {limit:g} that it allows."]
+        what = "Lost" if unit == "byte" else "KL from the float model:"
+        words += [f"{what} {loss} bits per {unit}: ", badge, f" the {limit:g} that it allows."]
     return paragraph(*words)
 
 
