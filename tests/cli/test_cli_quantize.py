@@ -64,7 +64,9 @@ def test_what_was_made(made: dict[str, Any]) -> None:
 
 def test_the_report(ssm_export: Run, bundle: Path, text: Path, tmp_path: Path) -> None:
     words = ("quantize", bundle, "-o", tmp_path / "w8", *FEW, "--calibration", text)
-    done = ssm_export(*words, "--evaluation", text, "--target", "jetson-agx-orin", "--json")
+    other = tmp_path / "held-out.txt"
+    other.write_text("".join(f"class C{n}:\n    x = {n}, 'ü'\n" for n in range(200)))
+    done = ssm_export(*words, "--evaluation", other, "--target", "jetson-agx-orin", "--json")
     assert done.status == 0, done.stderr
     document = done.document
     assert document["schema"] == "ssm-export/quantize@1"
