@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from importlib import resources
 
 from ssm_export import __version__
 from ssm_export.html_report import numbers
+from ssm_export.html_report.doubts import Doubt, doubts_of
 from ssm_export.html_report.markup import Markup, element, join
 from ssm_export.html_report.reading import base_names
 from ssm_export.html_report.sections.section import Page, Section, paragraph
 from ssm_export.html_report.verdict import Tile, Verdict, tiles_of, verdict_of
 
+_MOST_BADGES = 2
+"""Of one key figure."""
 _BADGES = {"passed": "good", "failed": "bad", "not verified": "none"}
 _WORDS = {"passed": "PASSED", "failed": "FAILED", "not verified": "NOT VERIFIED"}
 
@@ -76,12 +80,26 @@ def _header(page: Page, verdict: Verdict) -> Markup:
                 "div",
                 element("strong", _WORDS[verdict.state]),
                 element("span", verdict.why),
+                *_doubts(page),
                 class_=f"verdict {_BADGES[verdict.state]}",
                 id=f"verdict-{state}",
             ),
             class_="inside",
         ),
     )
+
+
+def _doubts(page: Page) -> list[Markup]:
+    """Runs whose times are in doubt: a verdict is read before any of the times."""
+    weights = page.inputs.bundle.manifest.weights.sha256
+    lines = []
+    for report in page.inputs.benched:
+        if doubts := doubts_of(report, weights):
+            badges = join([doubt.badge for doubt in doubts], " ")
+            says = " ".join(doubt.says for doubt in doubts)
+            words = [f"Times of {report.place}: ", badges, f" {says}"]
+            lines.append(element("p", *words, class_="doubts"))
+    return lines
 
 
 def _unreadable(page: Page) -> Markup:
@@ -105,8 +123,18 @@ def _tile(tile: Tile) -> Markup:
         element("span", tile.name, class_="name"),
         element("span", tile.number, class_="number"),
         element("span", tile.of, class_="of"),
+        _badges(tile.doubts) if tile.doubts else None,
         class_="tile predicted" if tile.predicted else "tile",
     )
+
+
+def _badges(doubts: Sequence[Doubt]) -> Markup:
+    """The worst of them and how many more; the verdict has them all."""
+    badges = [doubt.badge for doubt in doubts[:_MOST_BADGES]]
+    if rest := doubts[_MOST_BADGES:]:
+        title = " ".join(doubt.says for doubt in rest)
+        badges.append(element("span", f"+ {len(rest)}", class_="badge warn", title=title))
+    return element("span", join(badges, " "), class_="doubts")
 
 
 def _contents(sections: list[Section]) -> Markup:

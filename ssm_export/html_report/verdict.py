@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ssm_export.html_report import numbers
+from ssm_export.html_report.doubts import Doubt, doubts_of
 from ssm_export.html_report.inputs import Benched, Inputs, Row, Verified
+from ssm_export.html_report.sections.quantization import loss_of
 from ssm_export.html_report.sections.section import Page, join_words
 
 
@@ -19,12 +21,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Tile:
-    """A key figure: its name, its number, and what it is of."""
+    """A key figure: its name, its number, what it is of, and what speaks against it."""
 
     name: str
     number: str
     of: str
     predicted: bool = False
+    doubts: tuple[Doubt, ...] = ()
 
 
 def verdict_of(inputs: Inputs) -> Verdict:
@@ -91,22 +94,26 @@ def tiles_of(page: Page) -> list[Tile]:
 
 def _speed(inputs: Inputs) -> list[Tile]:
     tiles = []
-    decode = _fastest(inputs, "decode")
-    if decode:
-        report, row = decode
-        of = f"{numbers.milliseconds(row.p50_ms)} a token, {report.place}{_doubt(report)}"
-        tiles.append(Tile("decode, batch 1", f"{numbers.rate(row.tokens_per_s)} tok/s", of))
-    prefill = _fastest(inputs, "prefill")
-    if prefill:
-        report, row = prefill
-        of = f"{numbers.count(row.tokens)} tokens, {report.place}{_doubt(report)}"
-        tiles.append(Tile("prefill, batch 1", f"{numbers.rate(row.tokens_per_s)} tok/s", of))
+    weights = inputs.bundle.manifest.weights.sha256
+    for phase in ("decode", "prefill"):
+        found = _fastest(inputs, phase)
+        if found is None:
+            continue
+        report, row = found
+        of = f"{numbers.count(row.tokens)} tokens"
+        if phase == "decode":
+            at = f" after {numbers.count(row.depth)} others" if row.depth else ""
+            of = f"{numbers.milliseconds(row.p50_ms)} a token{at}"
+        graph = ", CUDA graph" if row.cuda_graph else ""
+        tiles.append(
+            Tile(
+                f"{phase}, batch 1",
+                f"{numbers.rate(row.tokens_per_s)} tok/s",
+                f"{of}, {report.place}{graph}",
+                doubts=doubts_of(report, weights),
+            )
+        )
     return tiles
-
-
-def _doubt(report: Benched) -> str:
-    """What a reader of one figure has to know of the run that it is from."""
-    return "; not steady" if report.steady is False else ""
 
 
 def _fastest(inputs: Inputs, phase: str) -> tuple[Benched, Row] | None:
@@ -141,13 +148,9 @@ def _errors(inputs: Inputs) -> list[Tile]:
     if drifts:
         tiles.append(Tile("drift", numbers.power(max(drifts)), "relative L2 after 4096 steps"))
     if inputs.quantized is not None:
-        lost = inputs.quantized.number("lost_bits")
-        quality = inputs.quantized.child("quality").child("quantized")
-        if lost is not None:
-            name, of = "lost by quantizing", "per byte, simulated, or KL of the step graph if more"
-            if quality.number("lost_bits_per_byte") is None:
-                name, of = "KL from the float model", "per token, simulated or the step graph's"
-            tiles.append(Tile(name, f"{numbers.power(lost)} bits", of))
+        loss = loss_of(inputs.quantized)
+        if loss is not None:
+            tiles.append(Tile(loss.name, numbers.power(loss.bits), loss.of))
     return tiles
 
 

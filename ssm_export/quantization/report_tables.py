@@ -92,6 +92,11 @@ def _summary(report: QuantizeReport) -> Iterator[RenderableType]:
         text += f"{report.limit_bits:g} "
         style = "green" if report.ok else "bold red"
         yield Text(f"{text}that the recipe allows", style=style)
+    if report.limit_bits is not None and report.step_quality is not None:
+        # Which of the two numbers it is cannot be told from the table alone.
+        counted = "KL of the quantized model" if unit == "token" else "bits that the model lost"
+        words = f"counted: the worse of {counted} and KL of the step graph, whose tokens are few"
+        yield Text(words, style="dim")
     yield Text("")
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from ssm_export.html_report import numbers
 from ssm_export.html_report.markup import element
-from ssm_export.html_report.plots import rows, scale
+from ssm_export.html_report.plots import labels, rows, scale
+from ssm_export.html_report.plots.frame import Box
 from ssm_export.html_report.plots.lines import Axis, Point, Rule, Series, lines
 
 POSITIVE = st.floats(1e-14, 1e14)
@@ -109,6 +110,69 @@ def test_what_is_not_finite_stands_at_the_top_and_nothing_at_the_bottom() -> Non
     marks = re.findall(r'd="M[\d.]+ ([\d.]+)[^"]*" class="mark s0"><title>(\w+)', drawn)
     at = {name: float(y) for y, name in marks}
     assert at["bad"] < at["some"] < at["exact"]
+
+
+@given(st.lists(POSITIVE, min_size=1, max_size=9))
+def test_a_zero_on_a_log_axis_stands_at_its_foot_apart_from_the_rest(values: list[float]) -> None:
+    made = Axis("y", log=True).around([0.0, *values])
+    assert isinstance(made, scale.WithZero)
+    _good_ticks(made)
+    assert made.ticks()[0] == scale.Tick(0.0, "0")
+    assert made.at(0.0) == 0
+    assert made.apart - 1e-9 <= made.at(min(values)) <= made.at(max(values)) <= 1
+    assert isinstance(Axis("y", log=True).around(values), scale.Log)
+
+
+def test_no_line_leads_to_a_zero_of_a_log_axis() -> None:
+    points = tuple(Point(x, y, f"y={y}") for x, y in enumerate((0.0, 1e-3, 2e-3, 0.0, 4e-3)))
+    drawn = lines("a", Axis("x"), Axis("y", log=True), [Series("s", points, 0)])
+    marks = re.findall(r'd="M([\d.]+) ([\d.]+)[^"]*" class="mark s0"><title>y=([^<]*)', drawn)
+    foot = re.search(r'y1="([\d.]+)" x2="[\d.]+" y2="\1" class="axis"', drawn)
+    assert foot is not None
+    for _, y, value in marks:
+        assert (float(y) == pytest.approx(float(foot[1]))) == (float(value) == 0)
+    curves = re.findall(r'<path d="M([^"]+)" class="curve s0"', drawn)
+    assert [curve.count("L") for curve in curves] == [1]  # one line, between the second and third
+    assert ">0<" in drawn
+
+
+COORDINATE = st.floats(0, 100)
+
+
+@given(COORDINATE, COORDINATE, COORDINATE, COORDINATE)
+def test_a_line_crosses_a_rectangle_where_a_point_of_it_lies_inside(
+    x0: float, y0: float, x1: float, y1: float
+) -> None:
+    rectangle = (30.0, 40.0, 70.0, 60.0)
+    steps = [index / 500 for index in range(501)]
+    on_it = [(x0 + at * (x1 - x0), y0 + at * (y1 - y0)) for at in steps]
+
+    def inside(slack: float) -> bool:
+        return any(30 - slack < x < 70 + slack and 40 - slack < y < 60 + slack for x, y in on_it)
+
+    found = labels.crosses((x0, y0, x1, y1), rectangle)
+    assert found or not inside(-0.5)
+    assert inside(0.5) or not found
+
+
+def test_a_name_leaves_marks_and_lines_alone_where_there_is_room() -> None:
+    box = Box(scale.Linear(0, 1), scale.Linear(0, 1))
+    ground = labels.Ground(box)
+    x, y = box.across(0.5), box.up(0.5)
+    ground.add_mark(x, y)
+    ground.add_mark(x + 15, y - 10)  # where the name would go first
+    ground.add_path([(x - 40, y + 40), (x, y), (x + 40, y - 40)])
+    (drawn,) = ground.put([labels.beside(x, y, "decode")])
+    *_, taken = ground.covered
+    assert "decode" in drawn
+    assert not any(labels.overlap(taken, mark) for mark in ground.covered[:-1])
+    assert not any(labels.crosses(segment, taken) for segment in ground.lines)
+
+
+def test_the_legend_of_distributions_says_what_each_colour_is() -> None:
+    made = [rows.Spread("a", (1, 2, 3, 4, 5, 6, 7), "3 ms", "t", 2)]
+    drawn = rows.spreads("a", "x", made, [("decode", 2)])
+    assert re.search(r'class="area s2"></rect><text[^>]*>decode<', drawn)
 
 
 @given(st.lists(st.floats(0.1, 1e9), min_size=2, max_size=6))

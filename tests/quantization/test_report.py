@@ -274,7 +274,18 @@ def test_rows_that_are_no_text_are_judged_by_the_divergence_per_token():
         step_quality=None,
     )
     assert report.lost_bits == pytest.approx(0.04)
-    assert "+0.0400 bits per token: within" in render(report.table())
+    assert "KL from float +0.0400 bits per token: within" in render(report.table())
+    shipped = quality(4.0, 0.045, per_byte=False)
+    text = render(dataclasses.replace(report, step_quality=shipped).table())
+    assert "KL from float +0.0450 bits per token: within" in text
+    assert "worse of KL of the quantized model and KL of the step graph" in text
+
+
+def test_the_limit_says_that_the_step_graph_counts_by_its_divergence():
+    text = render(full_report().table(), width=100)
+    assert "counted: the worse of bits that the model lost and KL of the step graph" in text
+    alone = dataclasses.replace(full_report(), step_quality=None)
+    assert "counted:" not in render(alone.table())
 
 
 def test_a_report_with_the_least_in_it():

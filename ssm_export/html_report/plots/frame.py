@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ssm_export.html_report.markup import Markup, element, join
-from ssm_export.html_report.plots.scale import Scale
+from ssm_export.html_report.plots.scale import Scale, WithZero
 
 WIDTH: Final = 400.0
 LEFT: Final = 54.0
@@ -31,7 +31,8 @@ COLOURS: Final = 6
 class Key:
     """An entry of the legend: its name, colour, and what stands for it.
 
-    ``look`` is ``mark``, ``hollow``, ``line``, ``dashed`` or ``area``.
+    ``look`` is ``mark``, ``hollow``, ``line``, ``dashed``, ``area``, ``soft`` (a pale area),
+    ``median`` or ``tick`` (upright lines).
     """
 
     name: str
@@ -80,6 +81,9 @@ def axes(box: Box, x_title: str, y_title: str) -> Markup:
         y = box.up(tick.value)
         parts.append(line(box.left, y, box.left + box.width, y, "grid"))
         parts.append(label(box.left - 7, y + 4, tick.label, "end"))
+    if isinstance(box.y, WithZero):  # a gap in the axis: 0 is not one step below the rest
+        y = box.top + box.height * (1 - box.y.apart / 2)
+        parts.append(line(box.left, y, box.left + box.width, y, "grid gap"))
     for tick in box.x.ticks():
         x = box.across(tick.value)
         parts.append(line(x, box.top, x, bottom, "grid"))
@@ -95,18 +99,19 @@ def below_axes(box: Box) -> float:
     return box.top + box.height + _AXIS
 
 
-def rule(box: Box, value: float, name: str, *, vertical: bool = False) -> Markup:
-    """A line across the box at a value, with its name; a gate or a limit."""
+def rule(box: Box, value: float, *, vertical: bool = False) -> Markup:
+    """A line across the box at a value; a gate or a limit."""
+    (x1, y1), (x2, y2) = ends(box, value, vertical=vertical)
+    return line(x1, y1, x2, y2, "rule")
+
+
+def ends(box: Box, value: float, *, vertical: bool) -> list[tuple[float, float]]:
+    """Both ends of a line across the box at a value."""
     if vertical:
         x = box.across(value)
-        side = "end" if box.x.at(value) > 0.6 else "start"
-        offset = -5 if side == "end" else 5
-        drawn = line(x, box.top, x, box.top + box.height, "rule")
-        return element("g", drawn, label(x + offset, box.top + 12, name, side, "rule-name"))
+        return [(x, box.top), (x, box.top + box.height)]
     y = box.up(value)
-    over = y - 5 if y - box.top > 16 else y + 13
-    drawn = line(box.left, y, box.left + box.width, y, "rule")
-    return element("g", drawn, label(box.left + 5, over, name, "start", "rule-name"))
+    return [(box.left, y), (box.left + box.width, y)]
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
@@ -158,8 +163,12 @@ def _symbol(key: Key, x: float, y: float) -> Markup:
     colour = f"s{key.colour % COLOURS}"
     if key.look in ("line", "dashed"):
         return line(x - 8, y, x + 8, y, f"curve {colour} {key.look}")
-    if key.look == "area":
-        return element("rect", x=x - 6, y=y - 5, width=12.0, height=10.0, class_=f"area {colour}")
+    if key.look in ("area", "soft"):
+        look = "area" if key.look == "area" else "area soft"
+        return element("rect", x=x - 6, y=y - 5, width=12.0, height=10.0, class_=f"{look} {colour}")
+    if key.look in ("median", "tick"):
+        half, look = (7.0, "median") if key.look == "median" else (4.0, "whisker")
+        return line(x, y - half, x, y + half, f"{look} {colour}")
     shape = f"key {colour}{' hollow' if key.look == 'hollow' else ''}"
     return element("path", d=_shape(x, y, key.colour), class_=shape)
 

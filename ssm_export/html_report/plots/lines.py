@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from typing import Final
 
 from ssm_export.html_report.markup import Markup, element
-from ssm_export.html_report.plots import frame, scale
+from ssm_export.html_report.plots import frame, labels, scale
 from ssm_export.html_report.plots.frame import Box, Key
 
 _MARGIN: Final = (1 / 1.25, 1.25)
@@ -37,8 +36,10 @@ class Axis:
     def around(self, values: Sequence[float]) -> scale.Scale:
         """The scale that holds some values."""
         if self.log:
+            zero = any(value == 0 for value in values)
             beyond = [value * factor for value in values if value for factor in self.margin]
-            return scale.log([*values, *beyond])
+            made = scale.log([*values, *beyond])
+            return scale.WithZero(made) if zero else made
         return scale.linear(values, zero=self.zero, whole=self.whole)
 
 
@@ -120,10 +121,10 @@ def lines(
         )
     box = Box(x_scale, replace(y, margin=_MARGIN).around(up))
     parts = [frame.axes(box, x.title, y.title)]
-    parts += [frame.rule(box, rule.value, rule.name, vertical=rule.vertical) for rule in rules]
+    parts += [frame.rule(box, rule.value, vertical=rule.vertical) for rule in rules]
     for one in series:
         parts += _drawn(box, one)
-    parts += _labels(box, series)
+    parts += _names(box, series, rules)
     keys = [Key(one.name, one.colour, one.look) for one in series]
     drawn, end = frame.legend(keys, frame.below_axes(box))
     return frame.drawing(end, label, *parts, drawn)
@@ -145,62 +146,54 @@ class Named:
         return self.names
 
 
-def _drawn(box: Box, one: Series) -> list[Markup]:
-    places = [
+def _places(box: Box, one: Series) -> list[tuple[float, float]]:
+    return [
         (box.across(point.x), box.top if point.y is None else box.up(point.y))
         for point in one.points
     ]
-    parts: list[Markup] = []
-    if one.curve and len(places) > 1:
-        dashed = " dashed" if one.dashed else ""
-        classes = f"curve s{one.colour % frame.COLOURS}{dashed}"
-        parts.append(element("path", d=frame.path(places), class_=classes))
+
+
+def _runs(box: Box, one: Series) -> list[list[tuple[float, float]]]:
+    """The lines of a series. On a logarithmic axis none leads to a 0, which is infinitely far."""
+    if not one.curve:
+        return []
+    runs: list[list[tuple[float, float]]] = [[]]
+    apart = isinstance(box.y, scale.WithZero)
+    for point, place in zip(one.points, _places(box, one), strict=True):
+        if apart and point.y == 0:
+            runs.append([])
+        else:
+            runs[-1].append(place)
+    return [run for run in runs if len(run) > 1]
+
+
+def _drawn(box: Box, one: Series) -> list[Markup]:
+    dashed = " dashed" if one.dashed else ""
+    classes = f"curve s{one.colour % frame.COLOURS}{dashed}"
+    parts = [element("path", d=frame.path(run), class_=classes) for run in _runs(box, one)]
     if one.marks:
         parts += [
             frame.mark(*place, one.colour, point.title, hollow=one.hollow)
-            for point, place in zip(one.points, places, strict=True)
+            for point, place in zip(one.points, _places(box, one), strict=True)
         ]
     return parts
 
 
-_LETTER, _LINE, _MARK = 6.6, 13.0, 5.0
-"""Width and height of a letter, and half of a mark, in the units of a drawing."""
-
-
-def _labels(box: Box, series: Sequence[Series]) -> list[Markup]:
-    """What stands beside points, where it covers no mark and no other label if there is such a
-    place: above or below, to the right or to the left, and then further away."""
-    marked = [
-        (box.across(point.x), box.top if point.y is None else box.up(point.y), words)
-        for one in series
-        if one.marks
-        for point, words in zip_longest(one.points, one.labels[: len(one.points)], fillvalue="")
-        if isinstance(point, Point)
-    ]
-    taken = [(x - _MARK, y - _MARK, x + _MARK, y + _MARK) for x, y, _ in marked]
-    parts = []
-    for x, y, words in marked:
-        if not words:
-            continue
-        places = []
-        for down in (-6.0, 14.0, -6.0 - _LINE, 14.0 + _LINE):
-            for side, left in (("start", x + 8), ("end", x - 8 - _LETTER * len(words))):
-                rectangle = (left, y + down - _LINE + 3, left + _LETTER * len(words), y + down + 3)
-                places.append((rectangle, side, down))
-        inside = [p for p in places if box.left <= p[0][0] and p[0][2] <= box.left + box.width]
-        free = [p for p in inside if not any(_overlap(p[0], other) for other in taken)]
-        rectangle, side, down = (free or inside or places)[0]
-        taken.append(rectangle)
-        at = x + 8 if side == "start" else x - 8
-        parts.append(frame.label(at, y + down, words, side, "point-name"))
-    return parts
-
-
-_Rectangle = tuple[float, float, float, float]
-
-
-def _overlap(one: _Rectangle, other: _Rectangle) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _names(box: Box, series: Sequence[Series], rules: Sequence[Rule]) -> list[Markup]:
+    """The names of points and rules, on top of no mark, line or other name where there is room."""
+    ground = labels.Ground(box)
+    names = [labels.along(box, r.value, r.name, vertical=r.vertical) for r in rules]
+    for one in series:
+        for run in _runs(box, one):
+            ground.add_path(run)
+        places = _places(box, one) if one.marks else []
+        for place in places:
+            ground.add_mark(*place)
+        pairs = zip(places, one.labels, strict=False)
+        names += [labels.beside(*place, words) for place, words in pairs if words]
+    for rule in rules:
+        ground.add_path(frame.ends(box, rule.value, vertical=rule.vertical))
+    return ground.put(names)
 
 
 def whole_ticks(low: int, high: int, most: int = 9) -> list[scale.Tick]:

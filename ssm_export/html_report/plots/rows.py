@@ -15,8 +15,18 @@ _ROW: Final = 34.0
 _BAR: Final = 12.0
 _SIDE: Final = 8.0
 _VALUES: Final = 66.0
-"""Room for the values, right of the box."""
+"""Room for the values, right of the box, at least."""
+_BOLD: Final = 8.0
+"""A bold letter's width at the size of a phone."""
 _NAME_ROOM: Final = 320.0
+_GREY: Final = 4
+_PARTS: Final = (
+    ("¼ to ¾", "soft"),
+    ("least to most", "line"),
+    ("median", "median"),
+    ("90, 99 %", "tick"),
+)
+"""What a distribution is drawn of, with its look in the legend."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class Stack:
 def shares(label: str, title: str, bars: Sequence[Bar]) -> Markup:
     """Values as shares of a gate at 1, on a logarithmic axis: beyond the gate is failed."""
     known = [bar.value for bar in bars if bar.value is not None]
-    box = _box(scale.log([*known, 1.0, 2.0]), len(bars))
+    box = _box(scale.log([*known, 1.0, 2.0]), [bar.shown for bar in bars])
     gate = box.across(1.0)
     beyond = element(
         "rect",
@@ -96,7 +106,7 @@ def bars(
     """Bars from 0; negative values go to the left."""
     known = [bar.value for bar in rows if bar.value is not None]
     values = [*known, *([rule[0]] if rule else [])]
-    box = _box(scale.linear(values, zero=True), len(rows))
+    box = _box(scale.linear(values, zero=True), [row.shown for row in rows])
     parts = [_axis(box, title)]
     zero = box.across(0.0)
     for index, bar in enumerate(rows):
@@ -112,18 +122,22 @@ def bars(
     return frame.drawing(frame.below_axes(box), label, *parts)
 
 
-def spreads(label: str, title: str, rows: Sequence[Spread]) -> Markup:
+def spreads(
+    label: str, title: str, rows: Sequence[Spread], kinds: Sequence[tuple[str, int]] = ()
+) -> Markup:
     """Distributions: a box from the first quartile to the third, whiskers from least to most, the
-    median, and ticks at 0.9 and 0.99."""
+    median, and ticks at 0.9 and 0.99. ``kinds`` says in the legend what each colour is."""
     values = [value for row in rows for value in row.quantiles if value is not None]
     wide = max(values) > 4 * min(values) > 0
-    box = _box(scale.log(values) if wide else scale.linear(values), len(rows))
+    x = scale.log(values) if wide else scale.linear(values)
+    box = _box(x, [row.shown for row in rows])
     parts = [_axis(box, title)]
     for index, row in enumerate(rows):
         y = _row(box, index)
         parts.append(_named(box, y, row.name, row.shown))
         parts.append(_spread(box, y, row))
-    keys = [Key("¼ to ¾ of the times", 0, "area"), Key("| median, 90 %, 99 %", 0, "line")]
+    keys = [Key(name, colour, "area") for name, colour in kinds]
+    keys += [Key(name, _GREY, look) for name, look in _PARTS]
     drawn, end = frame.legend(keys, frame.below_axes(box))
     return frame.drawing(end, label, *parts, drawn)
 
@@ -133,7 +147,8 @@ def stacks(
 ) -> Markup:
     """Sums of parts, beginning at 0; parts that are predicted are hatched by their outline."""
     totals = [sum(part.value for part in row.parts) for row in rows]
-    box = _box(scale.linear([*totals, *([rule[0]] if rule else [])], zero=True), len(rows))
+    x = scale.linear([*totals, *([rule[0]] if rule else [])], zero=True)
+    box = _box(x, [row.shown for row in rows])
     parts = [_axis(box, title)]
     for index, row in enumerate(rows):
         y, start = _row(box, index), 0.0
@@ -156,9 +171,11 @@ def stacks(
     return frame.drawing(end, label, *parts, drawn)
 
 
-def _box(x: scale.Scale, rows: int) -> Box:
-    width = frame.WIDTH - _SIDE - _VALUES
-    return Box(x, scale.Linear(0, 1), left=_SIDE, width=width, height=_ROW * rows + 4)
+def _box(x: scale.Scale, shown: Sequence[str]) -> Box:
+    """A box with a line for each row, and room for the longest value beside it."""
+    values = max(_VALUES, _BOLD * max(map(len, shown), default=0) + 10)
+    width = frame.WIDTH - _SIDE - values
+    return Box(x, scale.Linear(0, 1), left=_SIDE, width=width, height=_ROW * len(shown) + 4)
 
 
 def _row(box: Box, index: int) -> float:

@@ -99,6 +99,29 @@ class Log:
         return self.low * (1 - 1e-9) <= value <= self.high * (1 + 1e-9)
 
 
+@dataclass(frozen=True)
+class WithZero:
+    """A logarithmic scale with a 0, which it has no place for: at its foot, set apart."""
+
+    log: Log
+    apart: float = 0.12
+    """The share of the axis between 0 and the rest."""
+
+    @property
+    def low(self) -> float:
+        return 0.0
+
+    @property
+    def high(self) -> float:
+        return self.log.high
+
+    def at(self, value: float) -> float:
+        return 0.0 if value <= 0 else self.apart + (1 - self.apart) * self.log.at(value)
+
+    def ticks(self) -> tuple[Tick, ...]:
+        return (Tick(0.0, "0"), *self.log.ticks())
+
+
 def linear(values: Iterable[float], *, zero: bool = False, whole: bool = False) -> Linear:
     """A linear scale around some values, from a tick to a tick.
 

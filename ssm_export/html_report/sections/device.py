@@ -5,36 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 from ssm_export.html_report import numbers
+from ssm_export.html_report.doubts import device_doubts, texts
 from ssm_export.html_report.inputs import Benched
-from ssm_export.html_report.markup import Child, Markup, element, join
+from ssm_export.html_report.markup import Markup, element, join
 from ssm_export.html_report.sections.section import facts, note, sentence
 
 _MOST_LEVELS = 3
 
 
 def device(report: Benched) -> Markup:
-    """Telemetry as a table, throttling above it; nothing where nothing was sampled."""
+    """Telemetry as a table, what slowed the device above it; nothing where nothing was sampled."""
     sampled = report.telemetry
     if not sampled:
         return join(())
-    said = [note(sentence(words)) for words in _list(sampled.get("notes"))]
+    said = [note(sentence(words)) for words in texts(sampled.get("notes"))]
+    # Outside of the folded table: it changes what every time above means.
+    parts = [element("p", doubt.badge, f" {doubt.says}") for doubt in device_doubts(report)]
     if not sampled.get("source"):
-        return join(said)
-    parts: list[Child] = []
-    if throttled := _list(sampled.get("throttled")):
-        reasons = ", ".join(throttled)
-        badge = element("span", "throttled", class_="badge bad")
-        parts.append(element("p", badge, f" The device held itself back: {reasons}."))
+        return join([*parts, *said])
     rows = _flat({key: value for key, value in sampled.items() if key != "notes"})
     if rows:
         name = f"Sampled while it ran on {report.place}"
         made = facts(name, [(key, value) for key, value in rows])
         parts.append(element("details", element("summary", name), made))
     return join([*parts, *said])
-
-
-def _list(value: Any) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, list) else []
 
 
 def _flat(value: Any, prefix: str = "", level: int = 0) -> list[tuple[str, str]]:

@@ -71,6 +71,8 @@ def _curve(report: Verified, check: Check) -> Markup:
             " On the way there the steps are compared with a prefill of as many tokens, which "
             "the truth knows nothing of: a line that climbs steadily would be drift."
         )
+        if any(error == 0 for _, error, _ in check.curve):
+            says += " Errors of exactly 0 stand at the foot, apart from the logarithmic axis."
         way = tuple(
             Point(count, error, f"{numbers.count(count)} steps: {numbers.error(error)}, {tensor}")
             for count, error, tensor in check.curve

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ssm_export.html_report import numbers
+from ssm_export.html_report.doubts import is_elsewhere
 from ssm_export.html_report.inputs import Benched, Row
 from ssm_export.html_report.markup import Child, Markup, element, join
 from ssm_export.html_report.plots.lines import Axis, Point, Series, lines
@@ -87,9 +88,10 @@ def _one(report: Benched) -> list[Markup]:
         f"{numbers.significant(_unevenness(uneven), 2)} times its median."
     )
     label = f"Distribution of the times of each row on {report.place}. {says}"
-    plot = spreads(label, "time / median of the row", rows)
+    kinds = dict.fromkeys((row.phase, _colour(row)) for row in shown)
+    plot = spreads(label, "time / median of the row", rows, tuple(kinds))
     title = f"{report.place}, {report.lowering} graphs"
-    parts = [figure(title, says, plot, _table(report), wide=True)]
+    parts = [figure(title, says, plot, _table(report), wide=True, notes=_ceiling(report))]
     if len(report.rows) > len(shown):
         parts.append(note(f"The plot shows the first {len(shown)} rows, the table all."))
     parts.append(_steadiness(report))
@@ -117,8 +119,11 @@ def _spread(row: Row) -> Spread:
         if value is not None
     ]
     title = f"{row_name(row)}: {', '.join(times)}; {row.samples} samples"
-    colour = _PHASES.index(row.phase) if row.phase in _PHASES else 3
-    return Spread(row_name(row), quantiles, numbers.milliseconds(row.p50_ms), title, colour)
+    return Spread(row_name(row), quantiles, numbers.milliseconds(row.p50_ms), title, _colour(row))
+
+
+def _colour(row: Row) -> int:
+    return _PHASES.index(row.phase) if row.phase in _PHASES else 3
 
 
 def _table(report: Benched) -> Markup:
@@ -128,7 +133,7 @@ def _table(report: Benched) -> Markup:
         ("GB/s>", [_or_none(row.gb_per_s) for row in report.rows]),
         ("mJ/token>", [_or_none(row.energy_mj_per_token) for row in report.rows]),
         (
-            "of the predicted ceiling>",
+            f"of the predicted ceiling{f' of {report.target}' if report.target else ''}>",
             [numbers.percent(row.ceiling_share, 2) for row in report.rows],
         ),
     )
@@ -146,6 +151,16 @@ def _table(report: Benched) -> Markup:
         )
     columns = ("row", "p50>", "p90>", "p99>", "tokens/s>", *(head for head, _ in kept))
     return Table(columns, tuple(rows)).markup(f"Times on {report.place}")
+
+
+def _ceiling(report: Benched) -> list[Markup]:
+    """Of which device the ceiling is, where the times are of another."""
+    if all(row.ceiling_share is None for row in report.rows):
+        return []
+    if not is_elsewhere(report, report.target):
+        return []
+    words = f"The times are of another device than the ceiling: {report.place}."
+    return [note(f"{words} The ceiling is predicted for {report.target}; nothing was run there.")]
 
 
 def _or_none(value: float | None) -> str:

@@ -75,7 +75,7 @@ def _predicted(page: Page) -> Markup:
         limit = (room, f"{numbers.size(room)} available") if room < 20 * largest else None
     plot = stacks(f"Predicted bytes by batch. {says}", "bytes, predicted", rows, limit)
     table = _table(rows, f"Predicted bytes by batch on {first.target}")
-    return figure("Predicted memory", says, plot, table, *_builder(first))
+    return figure("Predicted memory", says, plot, table, notes=_builder(first))
 
 
 def _builder(first: Prediction) -> list[Markup]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 from ssm_export.html_report import numbers
 from ssm_export.html_report.markup import Child, Markup, element, join
@@ -20,10 +21,49 @@ from ssm_export.html_report.sections.section import (
     not_measured,
     note,
     paragraph,
+    sentence,
 )
 
 _WORST = 12
 """Tensors that the plot of sensitivities has."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The number that the limit of a recipe holds.
+
+    Attributes:
+        name: what it is, with its unit.
+        bits: of it.
+        of: which of the two models it is of, and what is counted.
+    """
+
+    name: str
+    bits: float
+    of: str
+
+
+def loss_of(report: Members) -> Loss | None:
+    """The worse of the simulated model and the step graph; None where it is not finite.
+
+    The step graph runs on few tokens and counts by its KL divergence, which does not depend on the
+    tokens that happen to come next; without text the simulated model does so too.
+    """
+    bits, quality = report.number("lost_bits"), report.child("quality")
+    if bits is None:
+        return None
+    of_steps, of_model = "", ""
+    if "step_graph" in quality:
+        of_steps, of_model = "; worse than the step graph", "; worse than the simulated model"
+    model = quality.child("quantized")
+    if _unit(report) == "token":
+        simulated = model.number("kl_bits") == bits or not of_steps
+        of = f"simulated{of_steps}" if simulated else f"step graph{of_model}"
+        return Loss("KL, bits per token", bits, f"from the float model, {of}")
+    simulated = model.number("lost_bits_per_byte") == bits or not of_steps
+    steps = of_steps and f"{of_steps}, which counts by KL"
+    of = f"simulated{steps}" if simulated else f"KL of the step graph{of_model}"
+    return Loss("lost by quantizing, bits per byte", bits, of)
 
 
 def section(page: Page) -> Section:
@@ -75,20 +115,28 @@ def _unit(report: Members) -> str:
 
 def _summary(report: Members) -> Markup:
     recipe = report.child("recipe")
-    lost, limit = report.number("lost_bits"), report.number("limit_bits")
-    unit = _unit(report)
+    loss, limit = loss_of(report), report.number("limit_bits")
     words: list[Child] = [
         "Recipe ",
         element("strong", recipe.text("name", "")),
         f": {recipe.text('description', '')}. Measured on {report.text('evaluated_on', '')}. ",
     ]
     if limit is not None:
-        within = lost is not None and lost <= limit
+        within = loss is not None and loss.bits <= limit
         badge = element("span", "within" if within else "NOT WITHIN", class_=_good(within))
-        loss = "not finite" if lost is None else numbers.power(lost)
-        what = "Lost" if unit == "byte" else "KL from the float model:"
-        words += [f"{what} {loss} bits per {unit}: ", badge, f" the {limit:g} that it allows."]
-    return paragraph(*words)
+        if loss is None:
+            words.append("What was lost is not finite: ")
+        else:
+            words.append(f"{sentence(loss.name)[:-1]}: {numbers.power(loss.bits)} ({loss.of}), ")
+        words += [badge, f" the {limit:g} that it allows."]
+    if "step_graph" not in report.child("quality"):
+        return paragraph(*words)
+    counted = (
+        "The limit holds the worse of the simulated model and the step graph as it ships. The step "
+        "graph counts by its KL divergence: it ran on few tokens, and of few tokens the bits lost "
+        "say more about which token came next than about the model."
+    )
+    return join([paragraph(*words), note(counted)])
 
 
 def _good(good: bool) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ssm_export.errors import SsmExportError
 from ssm_export.html_report import numbers
+from ssm_export.html_report.doubts import is_elsewhere
 from ssm_export.html_report.inputs import Row
 from ssm_export.html_report.markup import Markup, element, join
 from ssm_export.html_report.plots.lines import Axis, Point, Series, lines
@@ -17,6 +18,7 @@ from ssm_export.html_report.sections.section import (
     Section,
     Table,
     figure,
+    join_words,
     not_measured,
     note,
 )
@@ -161,7 +163,7 @@ def _figure(
     ]
     columns = ("call", "where", "FLOP/B>", "GFLOP/s>")
     table = Table(columns, tuple(rows)).markup("Points of the roofline")
-    return figure("Arithmetic over traffic", says, plot, table, *_about(page, measured))
+    return figure("Arithmetic over traffic", says, plot, table, notes=_about(page, measured))
 
 
 def _says(page: Page, measured: dict[str, list[Dot]], predicted: Sequence[Dot]) -> str:
@@ -194,10 +196,11 @@ def _about(page: Page, measured: dict[str, list[Dot]]) -> list[Markup]:
         elsewhere = [
             report.place
             for report in page.inputs.benched
-            if report.rows and (report.target != target.name or report.device.startswith("cpu"))
+            if report.rows and is_elsewhere(report, target.name)
         ]
         if elsewhere:
-            words = f"The measured marks are of another device than the roof: {elsewhere[0]}."
+            places = join_words(list(dict.fromkeys(elsewhere)))
+            words = f"The measured marks are of another device than the roof: {places}."
             notes.append(note(words))
     if page.no_prediction:
         notes.append(note(page.no_prediction))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,12 @@ from ssm_export.targets import Target
 
 _LONG = 14
 """Rows from which on a table scrolls on a screen; on paper it is whole."""
+_TALL = 26
+"""Rows from which on a table may be cut between two pages."""
+_WORDY = 22
+"""Letters from which on the head of a column takes several lines."""
+_NAME_END = re.compile(r"(?<=[._/])(?=\w)")
+"""Between two parts of a name."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Table:
         """The table in a box of its own, which scrolls where it is too large for the screen."""
         numeric = [column.endswith(">") for column in self.columns]
         heads = [
-            element("th", column.rstrip(">"), scope="col", class_="number" if right else None)
+            element("th", column.rstrip(">"), scope="col", class_=_head(column) if right else None)
             for column, right in zip(self.columns, numeric, strict=True)
         ]
         lines = []
@@ -100,22 +107,37 @@ class Table:
             element("tbody", *lines),
         )
         long = " long" if len(self.rows) > _LONG else ""
+        long += " tall" if len(self.rows) > _TALL else ""
         return element(
             "div", made, class_=f"table{long}", role="region", aria_label=name, tabindex="0"
         )
 
 
+def _head(column: str) -> str:
+    """The class of a head over numbers: only a long one may take several lines."""
+    return "number wordy" if len(column) > _WORDY else "number"
+
+
 def figure(
-    title: str, says: Child, plot: Markup | None, *tables: Markup, wide: bool = False
+    title: str,
+    says: Child,
+    plot: Markup | None,
+    *tables: Markup,
+    wide: bool = False,
+    notes: Sequence[Markup] = (),
 ) -> Markup:
     """A plot with its title, what it shows in a sentence, and the numbers beside it; below it
-    where the table is wide."""
+    where the table is wide. Notes are below all."""
     parts = [element("h3", title), element("p", says)] if says else [element("h3", title)]
     beside = element("div", *tables, class_="numbers") if tables else None
     drawn = element("div", plot, class_="drawn") if plot is not None else None
     columns = "pair" if plot is not None and tables and not wide else "single"
+    columns += " wide" if wide else ""
     return element(
-        "figure", element("figcaption", *parts), element("div", drawn, beside, class_=columns)
+        "figure",
+        element("figcaption", *parts),
+        element("div", drawn, beside, class_=columns),
+        *notes,
     )
 
 
@@ -130,8 +152,10 @@ def note(*words: Child) -> Markup:
 
 
 def code(words: str) -> Markup:
-    """Words that are typed, or names of the model's parts."""
-    return element("code", words)
+    """Names of the model's parts and files; they are broken behind their dots and never inside
+    of a word."""
+    parts = _NAME_END.split(words)
+    return element("code", join(parts, element("wbr")))
 
 
 def not_measured(missing: Iterable[Missing]) -> Markup:
@@ -155,7 +179,8 @@ def facts(name: str, rows: Sequence[tuple[Child, Child]]) -> Markup:
         element("tr", element("th", key, scope="row"), element("td", value)) for key, value in rows
     ]
     made = element("table", element("caption", name), element("tbody", *lines), class_="facts")
-    return element("div", made, class_="table", role="region", aria_label=name, tabindex="0")
+    tall = " tall" if len(rows) > _TALL else ""
+    return element("div", made, class_=f"table{tall}", role="region", aria_label=name, tabindex="0")
 
 
 def join_words(words: Sequence[str]) -> str:
